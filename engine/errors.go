@@ -1,0 +1,187 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// Kind groups errors by what a user has to do about them. The command line turns it into an exit code
+// (DESIGN §10); nothing decides by an error's text.
+type Kind int
+
+const (
+	KindOther     Kind = iota // exit 1
+	KindUsage                 // exit 2
+	KindNetwork               // exit 3: not blkmirror, hangs, garbage, reset, other version
+	KindAuth                  // exit 4
+	KindIntegrity             // exit 5: a mismatch that retries did not clear
+	KindDevice                // exit 6: device, state directory or journal I/O
+	KindState                 // exit 7: refused by state: busy, mounted, too small, unknown volume
+)
+
+// Error says what was tried, on what, what happened, and what to do next.
+type Error struct {
+	Kind Kind
+	Op   string // "open target", "read source", "connect to"
+	On   string // path or address
+	Err  error
+	Next string // the next step for a person; may be empty
+
+	code wire.Code // what a peer is told; 0: by Kind
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%s %s: %v", e.Op, e.On, e.Err) }
+func (e *Error) Unwrap() error { return e.Err }
+
+// errMismatch is a checksum that does not match and that retries did not clear.
+var errMismatch = errors.New("checksum mismatch")
+
+// causes orders what can go wrong with a device by what it means; the first that matches counts.
+var causes = []struct {
+	is   error
+	kind Kind
+	code wire.Code
+	next string
+}{
+	{blockdev.ErrMounted, KindState, wire.CodeMounted, "unmount it first"},
+	{blockdev.ErrBusy, KindState, wire.CodeBusy, "end the other program or sync, or wait for it"},
+	{journal.ErrLocked, KindState, wire.CodeBusy, "end the other blkmirror that uses it, or wait for it"},
+	{syscall.ENOSPC, KindDevice, wire.CodeNoSpace, "free some space and run the same sync again: it goes on where it stopped"},
+	{syscall.EDQUOT, KindDevice, wire.CodeNoSpace, "raise the quota and run the same sync again: it goes on where it stopped"},
+	{blockdev.ErrDirectory, KindDevice, wire.CodeDevice, "name a disk image or a block device"},
+	{blockdev.ErrNotDisk, KindDevice, wire.CodeDevice, "name a disk image or a block device"},
+	{blockdev.ErrReadOnly, KindDevice, wire.CodeDevice, "make it writable (blockdev --setrw), or choose another target"},
+	{syscall.EROFS, KindDevice, wire.CodeDevice, "remount the file system writable, or choose another target"},
+	{syscall.ENOENT, KindDevice, wire.CodeDevice, "check the path"},
+	{syscall.EACCES, KindDevice, wire.CodeDevice, "check the permissions, or run as a user who may"},
+	{syscall.EPERM, KindDevice, wire.CodeDevice, "check the permissions, or run as a user who may"},
+	{syscall.EIO, KindDevice, wire.CodeDevice, "check the disk (dmesg, smartctl); the sync goes on where it stopped when it can be used again"},
+}
+
+// isDeviceError tells whether a device said no, rather than the session.
+func isDeviceError(err error) bool {
+	var e *blockdev.Error
+	return errors.As(err, &e)
+}
+
+// deviceError wraps what a device or the state directory said. path is used where err names none.
+func deviceError(op, path string, err error) error {
+	var done *Error
+	if errors.As(err, &done) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	e := &Error{Kind: KindDevice, Op: op, On: path, Err: err, code: wire.CodeDevice}
+	var dev *blockdev.Error
+	if errors.As(err, &dev) {
+		e.On, e.Err = dev.Path, dev.Err
+		if dev.Length > 0 {
+			e.On = fmt.Sprintf("%s at %d+%d", dev.Path, dev.Offset, dev.Length)
+		}
+	}
+	for _, c := range causes {
+		if errors.Is(err, c.is) {
+			e.Kind, e.code, e.Next = c.kind, c.code, c.next
+			break
+		}
+	}
+	return e
+}
+
+// mismatchError says which block differs, and both hashes.
+func mismatchError(off, n int64, want, got wire.Hash) error {
+	return &Error{Kind: KindIntegrity, Op: "confirm block", On: fmt.Sprintf("at %d+%d", off, n),
+		Err:  fmt.Errorf("%w: source has %x, target computed %x, after %d tries", errMismatch, want[:6], got[:6], maxReships+1),
+		Next: "check memory, network and the target's disk, then run the same sync again; the block was not taken"}
+}
+
+func protocolError(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", wire.ErrProtocol, fmt.Sprintf(format, args...))
+}
+
+// codeOf is what a peer is told about our own error.
+func codeOf(err error) wire.Code {
+	var e *Error
+	switch {
+	case errors.As(err, &e) && e.code != 0:
+		return e.code
+	case errors.Is(err, errMismatch), errors.Is(err, wire.ErrCorrupt):
+		return wire.CodeIntegrity
+	case errors.Is(err, wire.ErrVersion):
+		return wire.CodeVersion
+	case errors.Is(err, wire.ErrProtocol):
+		return wire.CodeProtocol
+	case errors.Is(err, context.Canceled):
+		return wire.CodeStopped
+	}
+	return wire.CodeState
+}
+
+// kindOfCode is codeOf's other half: what a peer's word means to our user.
+func kindOfCode(c wire.Code) Kind {
+	switch c {
+	case wire.CodeIntegrity:
+		return KindIntegrity
+	case wire.CodeDevice, wire.CodeNoSpace:
+		return KindDevice
+	case wire.CodeAuth:
+		return KindAuth
+	case wire.CodeUnknown, wire.CodeBusy, wire.CodeMounted, wire.CodeSmaller, wire.CodeLarger, wire.CodeSame, wire.CodeState:
+		return KindState
+	}
+	return KindNetwork
+}
+
+// nextByCode tells what a person can do about a peer's refusal.
+var nextByCode = map[wire.Code]string{
+	wire.CodeStopped:   "start the other side again; the next sync goes on where this one stopped",
+	wire.CodeVersion:   "run the same version on both sides",
+	wire.CodeProtocol:  "run the same version on both sides; if they are, report this as a bug",
+	wire.CodeIntegrity: "check memory, network and disks, then run the same sync again",
+	wire.CodeDevice:    "check the disk and the log on the other side",
+	wire.CodeNoSpace:   "free space on the other side and run the same sync again: it goes on where it stopped",
+	wire.CodeUnknown:   "check the name; `blkmirror status` on the other side lists its volumes",
+	wire.CodeBusy:      "wait for the other session to end, or end it",
+	wire.CodeMounted:   "unmount the target on the other side",
+	wire.CodeSmaller:   "use a target that is at least as large as the source",
+	wire.CodeLarger:    "say --grow-ok if that is meant",
+	wire.CodeSame:      "choose another target",
+	wire.CodeAuth:      "have the other side trust this node's key",
+}
+
+// sessionError turns what ended a session into an *Error for the user. peer is the other side.
+func sessionError(err error, peer string) error {
+	var own *Error
+	var remote *wire.RemoteError
+	switch {
+	case err == nil || errors.As(err, &own):
+		return err
+	case errors.As(err, &remote):
+		return &Error{Kind: kindOfCode(remote.Code), Op: "sync with", On: peer, Err: remote, Next: nextByCode[remote.Code]}
+	case isDeviceError(err):
+		return deviceError("use", peer, err)
+	case errors.Is(err, context.Canceled):
+		return &Error{Kind: KindOther, Op: "sync with", On: peer, Err: fmt.Errorf("interrupted: %w", context.Canceled),
+			Next: "run the same sync again: it goes on where this one stopped"}
+	case errors.Is(err, errMismatch):
+		return &Error{Kind: KindIntegrity, Op: "sync with", On: peer, Err: err, Next: nextByCode[wire.CodeIntegrity]}
+	}
+	return &Error{Kind: KindNetwork, Op: "sync with", On: peer, Err: err, Next: nextByClass[wire.Classify(err)]}
+}
+
+// nextByClass tells what a person can do about a connection that failed.
+var nextByClass = map[wire.Class]string{
+	wire.ClassReset:       "see the log of the other side; a firewall or a crash resets connections",
+	wire.ClassTimeout:     "check that the address is right and that nothing on the way drops packets",
+	wire.ClassRefused:     "start `blkmirror serve` there, or check the port",
+	wire.ClassUnreachable: "check the route and the firewall",
+	wire.ClassDNS:         "check the host name",
+	wire.ClassVersion:     "run the same version on both sides",
+	wire.ClassProtocol:    "check that the address is that of a `blkmirror serve`",
+	wire.ClassIntegrity:   "the connection damages data: check memory and network, then run the same sync again",
+}

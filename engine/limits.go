@@ -1,0 +1,34 @@
+package engine
+
+import "time"
+
+// What the copy pipeline may hold and how long it waits. Every queue of the engine is bounded by one of
+// these, in bytes or in entries of known size.
+const (
+	DefaultBlockSize = 64 << 10
+	MinBlockSize     = 4 << 10
+	MaxBlockSize     = 1 << 20
+
+	chunkSize     = 1 << 20  // unit of reading, offering and batching; a multiple of every block size
+	sourceChunks  = 24       // chunks that the source works on at once: read, hashed, offered, packed
+	sourceReads   = 8        // of these, reads in flight
+	sourceMemory  = 56 << 20 // two buffers a chunk (raw, packed), and a retried block
+	windowBytes   = 24 << 20 // unacknowledged raw payload that the target grants
+	targetMemory  = 80 << 20 // window, packed payloads, offers' and read-back buffers
+	targetWriters = 6
+	targetOffers  = 4 // offers being compared at once
+	maxOffers     = sourceChunks
+	maxUnacked    = 16 << 10 // entries: the window divided by the smallest cost, and zeroes
+
+	maxReships   = 3 // of one block, before a mismatch is final
+	flushEvery   = 2 * time.Second
+	openTimeout  = 60 * time.Second // a target that lives may take that long to open its device
+	slotTimeout  = 5 * time.Second  // what a new session waits for the end of a former one
+	byeTimeout   = 5 * time.Second  // what a stopping side grants the other for its last words
+	backoffFirst = 200 * time.Millisecond
+	backoffMax   = 30 * time.Second
+
+	recheckBlocks  = 512      // blocks that are looked up in the index at once: one of its pages
+	maxDoubts      = 64 << 10 // extents; more are merged into one that covers all
+	maxExtentsRead = 1 << 17  // extents of a target that are looked at to find its last data
+)

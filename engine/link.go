@@ -1,0 +1,122 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// errDone ends a session that has done all it was for.
+var errDone = errors.New("session done")
+
+// link runs one half of a session over one connection: a reader that hands each message to the half, and
+// the half's own work. It ends both, tells the peer why, and waits.
+type link struct {
+	conn   *wire.Conn
+	ctx    context.Context // ends with the session; its cause says why
+	cancel context.CancelCauseFunc
+	reader sync.WaitGroup
+	prog   *Progress
+	before int64 // bytes on the wire before this connection
+
+	// Written by the reader, read after it has ended: what the peer said last (Halt, Bye or Refused).
+	remote error
+}
+
+func newLink(ctx context.Context, conn *wire.Conn, prog *Progress) *link {
+	l := &link{conn: conn, prog: prog, before: prog.Wire.Load()}
+	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	return l
+}
+
+// run starts the reader, calls work, and ends the session when work returns. work must return soon after
+// l.ctx ends, with everything it started ended. The result is nil where the session was done, else the
+// reason: the peer's own word where it gave one, or what came first.
+func (l *link) run(handle func(wire.Message) error, work func() error) error {
+	// Whatever hangs in the connection, a peer that does not read or a reader without data, is released
+	// some seconds after the session has ended.
+	stopTimer := context.AfterFunc(l.ctx, func() {
+		time.AfterFunc(byeTimeout, func() { l.conn.Close(context.Cause(l.ctx)) })
+	})
+	defer stopTimer()
+
+	l.reader.Go(func() { l.read(handle) })
+	if err := work(); err != nil {
+		l.cancel(err)
+	} else {
+		l.cancel(errDone)
+	}
+	err := context.Cause(l.ctx)
+	if m := farewell(err); m != nil {
+		// Best effort: the peer may be gone. It closes when it has read this, and our reader sees that;
+		// closing first could destroy the farewell in the peer's receive queue.
+		if l.conn.Send(m) != nil {
+			l.conn.Close(err)
+		}
+	} else {
+		l.conn.Close(err)
+	}
+	l.reader.Wait()
+	l.conn.Close(err)
+	if l.remote != nil && !errors.Is(err, errDone) {
+		return l.remote
+	}
+	if errors.Is(err, errDone) {
+		return nil
+	}
+	return err
+}
+
+// read hands messages to the half until the connection ends. When the session is over it goes on
+// reading, so that the peer can finish its sends and read our farewell.
+func (l *link) read(handle func(wire.Message) error) {
+	for {
+		m, err := l.conn.Next()
+		l.prog.Wire.Store(l.before + l.conn.Sent() + l.conn.Received())
+		if err != nil {
+			l.cancel(err)
+			return
+		}
+		switch m := m.(type) {
+		case *wire.Halt:
+			l.remote = &wire.RemoteError{Code: m.Code, Text: m.Text}
+			l.cancel(l.remote)
+			return
+		case *wire.Bye:
+			if m.Code == wire.CodeDone {
+				l.cancel(errDone)
+			} else {
+				l.remote = &wire.RemoteError{Code: m.Code, Text: m.Text}
+				l.cancel(l.remote)
+			}
+			return
+		}
+		if l.ctx.Err() != nil {
+			continue
+		}
+		if err := handle(m); err != nil {
+			l.cancel(err)
+		}
+	}
+}
+
+// farewell is the last message for a session that ends with err, nil where the connection itself failed
+// or the peer has spoken the last word.
+func farewell(err error) wire.Message {
+	var own *Error
+	var remote *wire.RemoteError
+	switch {
+	case errors.Is(err, errDone):
+		return &wire.Bye{Code: wire.CodeDone}
+	case errors.As(err, &remote):
+		return nil
+	case errors.Is(err, context.Canceled):
+		return &wire.Bye{Code: wire.CodeStopped, Text: "stopped"}
+	case errors.As(err, &own), errors.Is(err, errMismatch), errors.Is(err, wire.ErrProtocol):
+		return &wire.Halt{Code: codeOf(err), Text: wire.CleanText(err.Error())}
+	}
+	return nil
+}

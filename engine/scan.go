@@ -1,0 +1,92 @@
+package engine
+
+import (
+	"context"
+	"math/bits"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// geometry is what both halves agree on: the size of the volume and its blocks.
+type geometry struct {
+	size      int64
+	blockSize int64
+}
+
+// blockEnd is the end of the block that begins at off: the last one of a volume may be shorter.
+func (g geometry) blockEnd(off int64) int64 { return min(off+g.blockSize, g.size) }
+
+// down and up round to block boundaries, up not beyond the volume.
+func (g geometry) down(off int64) int64 { return off - off%g.blockSize }
+func (g geometry) up(off int64) int64   { return min(g.down(off+g.blockSize-1), g.size) }
+
+// covers tells whether [off, off+n) consists of whole blocks of the volume.
+func (g geometry) covers(off, n int64) bool {
+	return off >= 0 && n > 0 && off%g.blockSize == 0 && n <= g.size-off &&
+		((off+n)%g.blockSize == 0 || off+n == g.size)
+}
+
+// span is a piece of work for the source: a hole, or data of at most chunkSize, in whole blocks.
+type span struct {
+	blockdev.Extent
+	hole bool
+}
+
+// scan walks the extents of dev that lie in r and hands out spans in ascending order, without a gap:
+// data cut at multiples of chunkSize, and the holes between them.
+func (g geometry) scan(ctx context.Context, dev blockdev.Device, r blockdev.Extent, emit func(span) error) error {
+	pos, end := g.down(r.Offset), g.up(min(r.End(), g.size))
+	for pos < end {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		data, err := dev.NextData(pos)
+		if err != nil {
+			return err
+		}
+		first, last := end, end // no data: all the rest is a hole
+		if data.Length > 0 {
+			first, last = min(max(g.down(data.Offset), pos), end), min(g.up(data.End()), end)
+		}
+		if first > pos {
+			if err := emit(span{blockdev.Extent{Offset: pos, Length: first - pos}, true}); err != nil {
+				return err
+			}
+		}
+		for pos = first; pos < last; {
+			next := min(pos-pos%chunkSize+chunkSize, last)
+			if err := emit(span{blockdev.Extent{Offset: pos, Length: next - pos}, false}); err != nil {
+				return err
+			}
+			pos = next
+		}
+		pos = max(pos, last)
+	}
+	return nil
+}
+
+// hashOf is the SHA-256 of a block. Zeroes, which are common, are recognised faster than they are hashed.
+func hashOf(p []byte) wire.Hash {
+	if blockdev.IsZero(p) {
+		return zeroBlockHash(int64(len(p)))
+	}
+	return wire.Sum(p)
+}
+
+// zeroHashes holds the hashes of zero blocks by the logarithm of their size, made when first wanted.
+var zeroHashes [32]struct {
+	once sync.Once
+	hash wire.Hash
+}
+
+// zeroBlockHash is the SHA-256 of n zero bytes, n at most MaxBlockSize.
+func zeroBlockHash(n int64) wire.Hash {
+	if n&(n-1) != 0 { // the last block of a volume
+		return wire.Sum(make([]byte, n))
+	}
+	z := &zeroHashes[bits.TrailingZeros64(uint64(n))]
+	z.once.Do(func() { z.hash = wire.Sum(make([]byte, n)) })
+	return z.hash
+}

@@ -1,0 +1,292 @@
+package engine
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// The source's half of a sync, in the order in which a block travels:
+//
+//	scan     one goroutine walks the device's extents and hands out spans, ascending
+//	copy     sourceChunks goroutines take one span each: read it, find zeroes, hash every block,
+//	         offer the hashes where the target may have data, pack what is wanted, send it
+//	receive  the link's reader: wants, acknowledgements, grants
+//	reship   one goroutine reads and ships anew the blocks that were not taken
+//	flush    one goroutine asks the target now and then to make the confirmed prefix durable
+//
+// A span's piece is done when all its records are acknowledged with our own checksum; the tracker turns
+// that into the confirmed prefix.
+type source struct {
+	*link
+	geometry
+	dev     blockdev.Device
+	opened  *wire.Opened
+	options sourceOptions
+
+	pool   *blockdev.Pool
+	reads  chan struct{} // a token for each read in flight
+	window *wire.SendWindow
+	limit  *rate.Limiter // nil: none
+
+	// Order: sequence, chain and wire agree because all three advance under sending.
+	sending sync.Mutex
+	seq     uint64
+	chain   wire.Chain
+
+	mu      sync.Mutex
+	unacked map[uint64]*record
+	offers  map[uint64]chan []byte // by Offer.Seq, each with room for its answer
+	offerID uint64
+	reships map[int64]int // tries of a block that was not taken, by offset, until it is
+
+	records pending      // sent or to be shipped anew, and not acknowledged
+	again   chan *record // records to ship anew
+	answers chan wire.Message
+	tracker tracker
+}
+
+type sourceOptions struct {
+	dryRun     bool
+	noCompress bool
+	flushEvery time.Duration
+	// changed tells whether the source was written to since the session opened.
+	changed func() bool
+}
+
+// record is a Data or Zero that was sent and is not acknowledged.
+type record struct {
+	piece  *piece
+	offset int64
+	length int64
+	hash   wire.Hash // what the Ack must carry
+	zero   bool
+}
+
+func newSource(l *link, g geometry, dev blockdev.Device, opened *wire.Opened, o sourceOptions) *source {
+	s := &source{
+		link: l, geometry: g, dev: dev, opened: opened, options: o,
+		pool:    blockdev.NewPool(sourceMemory),
+		reads:   make(chan struct{}, sourceReads),
+		window:  wire.NewWindow(opened.Window),
+		unacked: make(map[uint64]*record),
+		offers:  make(map[uint64]chan []byte),
+		reships: make(map[int64]int),
+		again:   make(chan *record, maxUnacked),
+		answers: make(chan wire.Message, 1),
+	}
+	return s
+}
+
+// work copies everything and returns when the target has committed it.
+func (s *source) work() error {
+	defer s.window.Close(errDone)
+	stopWindow := context.AfterFunc(s.ctx, func() { s.window.Close(context.Cause(s.ctx)) })
+	defer stopWindow()
+
+	from, err := s.resumePoint()
+	if err != nil {
+		return err
+	}
+	background, stop := errgroup.WithContext(s.ctx)
+	ended := make(chan struct{})
+	background.Go(func() error { return s.routineReship(stop, ended) })
+	if !s.options.dryRun {
+		background.Go(func() error { return s.routineFlush(stop, from, ended) })
+	}
+	background.Go(func() error {
+		defer close(ended)
+		return s.copyAndCommit(stop, from)
+	})
+	return background.Wait()
+}
+
+// resumePoint checks the last block that the target says was confirmed, and returns where to go on. The
+// target has compared the same hash with its own device before it named it.
+func (s *source) resumePoint() (int64, error) {
+	from := s.opened.ResumeFrom
+	if from == 0 {
+		return 0, nil
+	}
+	start := s.down(from - 1)
+	buf, err := s.pool.Get(s.ctx, int(from-start))
+	if err != nil {
+		return 0, err
+	}
+	defer s.pool.Put(buf)
+	if _, err := s.dev.ReadAt(buf, start); err != nil {
+		return 0, sourceError(err)
+	}
+	if wire.Sum(buf) != s.opened.ResumeHash {
+		return 0, nil // the source is not what the progress was about: look at everything
+	}
+	s.tracker.mark, s.tracker.last = from, s.opened.ResumeHash
+	return from, nil
+}
+
+// copyAndCommit makes passes until the target vouches for everything: the first over the volume from
+// the resume point on, later ones over what the target came to doubt.
+func (s *source) copyAndCommit(ctx context.Context, from int64) error {
+	todo := []blockdev.Extent{{Offset: from, Length: s.size - from}}
+	tracked := true // only the first pass is contiguous and moves the confirmed prefix
+	for {
+		if err := s.pass(ctx, todo, tracked); err != nil {
+			return err
+		}
+		if s.options.dryRun {
+			return nil
+		}
+		if err := s.records.wait(ctx); err != nil {
+			return err
+		}
+		doubts, err := s.commit(ctx)
+		if err != nil || len(doubts) == 0 {
+			return err
+		}
+		todo, tracked = doubts, false
+	}
+}
+
+// pass scans ranges and copies their spans, many at a time. It returns when all are sent.
+func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked bool) error {
+	group, ctx := errgroup.WithContext(ctx)
+	type job struct {
+		span
+		piece *piece
+	}
+	jobs := make(chan job)
+	group.Go(func() error {
+		defer close(jobs)
+		track := &s.tracker
+		if !tracked {
+			track = &tracker{}
+		}
+		for _, r := range ranges {
+			err := s.scan(ctx, s.dev, r, func(sp span) error {
+				select {
+				case jobs <- job{sp, track.begin(sp.End())}:
+					return nil
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			})
+			if err != nil {
+				return sourceError(err)
+			}
+		}
+		return nil
+	})
+	// Behind dataEnd the target is known to be zero. A doubtful range is always offered.
+	dataEnd := s.opened.DataEnd
+	if !tracked {
+		dataEnd = s.size
+	}
+	for range sourceChunks {
+		group.Go(func() error {
+			packer := wire.NewPacker()
+			for j := range jobs {
+				var err error
+				if j.hole {
+					err = s.copyHole(ctx, j.Extent, j.piece, dataEnd)
+				} else {
+					err = s.copySpan(ctx, j.Extent, j.piece, dataEnd, packer)
+				}
+				if err != nil {
+					return err
+				}
+				j.piece.release()
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// commit asks the target to make everything durable, and returns what it doubts.
+func (s *source) commit(ctx context.Context) ([]blockdev.Extent, error) {
+	s.sending.Lock()
+	m := &wire.Commit{Records: s.chain.Records(), Chain: s.chain.Sum()}
+	if s.options.changed() {
+		m.Flags |= wire.CommitSourceChanged
+	}
+	err := s.conn.Send(m)
+	s.sending.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	var doubts []blockdev.Extent
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case answer := <-s.answers:
+			switch answer := answer.(type) {
+			case *wire.Committed:
+				if len(doubts) > 0 || answer.Records != m.Records || answer.Chain != m.Chain {
+					return nil, protocolError("Committed names another history than our Commit")
+				}
+				return nil, nil
+			case *wire.Doubt:
+				for _, e := range answer.Extents {
+					if !s.covers(e.Offset, e.Length) {
+						return nil, protocolError("Doubt about %d+%d, which is no range of blocks of the volume", e.Offset, e.Length)
+					}
+					doubts = append(doubts, blockdev.Extent(e))
+				}
+				if len(doubts) > maxDoubts {
+					return nil, protocolError("Doubt about more than %d ranges", maxDoubts)
+				}
+				if !answer.More {
+					return doubts, nil
+				}
+			}
+		}
+	}
+}
+
+// routineFlush makes the confirmed prefix durable now and then, until ended. A source that starts
+// below the point that the target offered takes that point back first.
+func (s *source) routineFlush(ctx context.Context, from int64, ended <-chan struct{}) error {
+	tick := time.NewTicker(s.options.flushEvery)
+	defer tick.Stop()
+	var number uint64
+	if from < s.opened.ResumeFrom {
+		number++
+		if err := s.conn.Send(&wire.Flush{Number: number, Position: from}); err != nil {
+			return err
+		}
+	}
+	flushed := from
+	for {
+		select {
+		case <-ended:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+			mark, last := s.tracker.confirmed()
+			if mark <= flushed {
+				continue
+			}
+			number++
+			if err := s.conn.Send(&wire.Flush{Number: number, Position: mark, LastHash: last}); err != nil {
+				return err
+			}
+			flushed = mark
+		}
+	}
+}
+
+// sourceError tells that the source's device failed. Errors of the session pass as they are.
+func sourceError(err error) error {
+	if isDeviceError(err) {
+		return deviceError("read source", "", err)
+	}
+	return err
+}

@@ -1,0 +1,278 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// targetStore is a target's device with what is remembered about it: a folder in the state directory
+// that holds the progress log and the index.
+//
+// The order of durable steps:
+//
+//	begin     the log says that a run is under way, before the first byte changes: from here on neither
+//	          the recorded facts nor the index are trusted by a later run
+//	progress  device flushed, index synced, then the position is recorded
+//	settle    device flushed, index synced, then the device's facts are recorded
+//
+// In a dry run only what exists is read, and nothing is kept.
+type targetStore struct {
+	geometry
+	dev    *blockdev.File // nil: a dry run onto a target that does not exist
+	dryRun bool
+	warn   func(string)
+
+	leave   func() // gives the volume back to who admitted us
+	release func() // of the folder's lock
+	log     *journal.SyncLog
+	index   *journal.Index
+
+	// failed is set when a write may have left the device in a state that nothing describes.
+	failed atomic.Bool
+}
+
+// openState opens, or makes, the folder of this target. What is damaged is set aside and told: then
+// nothing is known, and everything will be compared.
+func (s *targetStore) openState(stateDir string, facts blockdev.Facts) error {
+	dir := filepath.Join(stateDir, "sync", facts.FolderName())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return deviceError("make state folder", dir, err)
+	}
+	release, err := journal.LockDir(dir)
+	if err != nil {
+		return deviceError("lock state folder", dir, err)
+	}
+	s.release = release
+	osfs := journal.OS
+	s.log, err = journal.OpenSync(osfs, dir)
+	if errors.Is(err, journal.ErrDamaged) {
+		aside, asideErr := journal.SetAsideSync(osfs, dir)
+		if asideErr != nil {
+			return deviceError("set aside damaged progress log", dir, asideErr)
+		}
+		s.warn(fmt.Sprintf("the progress log was damaged and is now %s: everything is compared (%v)", aside, err))
+		s.log, err = journal.OpenSync(osfs, dir)
+	}
+	if err != nil {
+		return deviceError("open progress log", dir, err)
+	}
+	indexDir := filepath.Join(dir, "index")
+	s.index, err = journal.OpenIndex(indexDir)
+	if errors.Is(err, journal.ErrIndexDamaged) {
+		s.warn(fmt.Sprintf("the index %s is damaged and is built anew (%v)", indexDir, err))
+		if err = journal.RemoveIndex(indexDir); err == nil {
+			s.index, err = journal.OpenIndex(indexDir)
+		}
+	}
+	if err != nil {
+		return deviceError("open index", indexDir, err)
+	}
+	return nil
+}
+
+// resume says from where a run for this source can go on, whether what lies below must be compared with
+// the index first, and whether the index can be trusted to answer offers.
+//
+// A run that was completed is not resumed: the next one looks at everything again.
+func (s *targetStore) resume(open *wire.Open, facts blockdev.Facts) (from int64, last wire.Hash, recheck, trusted bool, err error) {
+	st := s.log.State()
+	marker, err := s.index.Meta(markerName)
+	if err != nil {
+		return 0, last, false, false, deviceError("read index", "", err)
+	}
+	if string(marker) != string(indexMarker(st.BlockSize, st.Size)) || st.BlockSize != open.BlockSize || st.Size != open.Size {
+		return 0, last, false, false, nil // the index belongs to another run than the log, or to other blocks
+	}
+	untouched := false
+	if st.Facts != nil {
+		var then blockdev.Facts
+		untouched = json.Unmarshal(st.Facts, &then) == nil && facts.Unchanged(then)
+	}
+	if st.Complete {
+		return 0, last, false, untouched, nil
+	}
+	if st.Position <= 0 || st.Source != open.Fingerprint || (st.Position%s.blockSize != 0 && st.Position != s.size) {
+		return 0, last, false, false, nil
+	}
+	// The last confirmed block is checked on both sides: here, and by the source.
+	start := s.down(st.Position - 1)
+	buf := make([]byte, st.Position-start)
+	if _, err := s.dev.ReadAt(buf, start); err != nil {
+		return 0, last, false, false, deviceError("read target", "", err)
+	}
+	if wire.Sum(buf) != st.LastHash {
+		return 0, last, false, false, nil
+	}
+	return st.Position, st.LastHash, !untouched, false, nil
+}
+
+// The marker ties an index to the blocks that it is about. An index that was lost and made anew lacks it,
+// and then "no entry" does not mean "zero".
+const markerName = "volume"
+
+func indexMarker(blockSize uint32, size int64) []byte {
+	return fmt.Appendf(nil, "%d/%d", size, blockSize)
+}
+
+// begin makes durable that a run is under way. Behind keep the target is zero and no message will
+// mention it where the source is zero too, so its entries go now.
+func (s *targetStore) begin(open *wire.Open, from int64, last wire.Hash, keep int64) error {
+	st := journal.SyncState{Source: open.Fingerprint, BlockSize: open.BlockSize, Size: open.Size, Position: from, LastHash: last}
+	if err := s.log.Begin(st); err != nil {
+		return deviceError("record the start of the sync", "", err)
+	}
+	marker, err := s.index.Meta(markerName)
+	if err == nil && string(marker) != string(indexMarker(open.BlockSize, open.Size)) {
+		if err = s.index.Reset(); err == nil {
+			err = s.index.SetMeta(markerName, indexMarker(open.BlockSize, open.Size))
+		}
+	}
+	if err == nil {
+		err = s.forget(s.up(max(from, keep)), s.size-s.up(max(from, keep)))
+	}
+	if err == nil {
+		err = s.index.Sync()
+	}
+	if err != nil {
+		return deviceError("prepare index", "", err)
+	}
+	return nil
+}
+
+// learn notes that the block at off holds content with this hash. Zero blocks have no entry.
+func (s *targetStore) learn(off int64, h wire.Hash) error {
+	if s.dryRun {
+		return nil
+	}
+	var err error
+	if n := s.blockEnd(off) - off; h == zeroBlockHash(n) {
+		err = s.index.Delete(uint64(off/s.blockSize), 1)
+	} else {
+		err = s.index.Put(uint64(off/s.blockSize), h)
+	}
+	if err != nil {
+		return deviceError("write index", "", err)
+	}
+	return nil
+}
+
+// forget removes the entries of a range of whole blocks.
+func (s *targetStore) forget(off, n int64) error {
+	if s.dryRun || n <= 0 {
+		return nil
+	}
+	count := (n + s.blockSize - 1) / s.blockSize
+	if err := s.index.Delete(uint64(off/s.blockSize), uint64(count)); err != nil {
+		return deviceError("write index", "", err)
+	}
+	return nil
+}
+
+// lookUp fills the hashes of the blocks from off on, and tells whether it knew them all.
+func (s *targetStore) lookUp(off int64, hashes []wire.Hash) (bool, error) {
+	entries := make([]journal.Entry, len(hashes))
+	if err := s.index.Get(uint64(off/s.blockSize), entries); err != nil {
+		return false, deviceError("read index", "", err)
+	}
+	for i := range entries {
+		if !entries[i].Known {
+			return false, nil
+		}
+		hashes[i] = entries[i].Hash
+	}
+	return true, nil
+}
+
+// makeDurable flushes the device and then the index.
+func (s *targetStore) makeDurable() error {
+	if err := s.dev.Flush(); err != nil {
+		s.failed.Store(true)
+		return deviceError("flush target", "", err)
+	}
+	if err := s.index.Sync(); err != nil {
+		return deviceError("sync index", "", err)
+	}
+	return nil
+}
+
+func (s *targetStore) progress(position int64, last wire.Hash) error {
+	if err := s.log.Progress(position, last); err != nil {
+		return deviceError("record progress", "", err)
+	}
+	return nil
+}
+
+// settle records the device's facts. The device and the index are durable. It promises that whatever the
+// log says about this target holds as long as the facts stay the same.
+func (s *targetStore) settle(complete bool) error {
+	facts, err := s.dev.Facts()
+	if err != nil {
+		return deviceError("look at target", "", err)
+	}
+	blob, err := json.Marshal(facts)
+	if err != nil {
+		return fmt.Errorf("encode facts of %s: %w", s.dev.Info().Path, err)
+	}
+	if err := s.log.Settle(blob, complete); err != nil {
+		return deviceError("record the end of the sync", "", err)
+	}
+	return nil
+}
+
+// interrupted leaves a run that did not complete so that the next one can go on without comparing
+// again, if that is possible. Errors are only told: the state before is as good, if slower.
+func (s *targetStore) interrupted() {
+	if s.dryRun || s.failed.Load() {
+		return
+	}
+	err := s.makeDurable()
+	if err == nil {
+		err = s.settle(false)
+	}
+	if err != nil {
+		s.warn(fmt.Sprintf("the next sync into %s will compare what was confirmed: %v", s.dev.Info().Path, err))
+	}
+}
+
+// close releases everything. It is safe on a store that is open only in part.
+func (s *targetStore) close() error {
+	var errs []error
+	if s.index != nil {
+		errs = append(errs, s.index.Close())
+	}
+	if s.log != nil {
+		errs = append(errs, s.log.Close())
+	}
+	if s.release != nil {
+		s.release()
+	}
+	if s.dev != nil {
+		errs = append(errs, s.dev.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// prepareImage makes the target exist with the volume's size where it does not, or is an empty file.
+func prepareImage(path string, size int64) (created bool, err error) {
+	fi, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = blockdev.Create(path, size)
+		created = err == nil
+	case err == nil && fi.Mode().IsRegular() && fi.Size() == 0:
+		err = blockdev.Extend(path, size)
+	}
+	if err != nil {
+		return false, deviceError("create target", path, err)
+	}
+	return created, nil
+}

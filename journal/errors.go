@@ -1,0 +1,50 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+)
+
+// What can be found when something is opened.
+var (
+	// ErrDamaged marks bytes that were durable and are not what was written. Nothing was repaired.
+	ErrDamaged = errors.New("is damaged")
+	// ErrVersion marks a format of another version of blkmirror. It is not damage.
+	ErrVersion = errors.New("has another format version")
+	// ErrKind marks a log that serves another purpose.
+	ErrKind = errors.New("is a log of another kind")
+	// ErrLocked marks a folder that another process uses.
+	ErrLocked = errors.New("is in use by another process")
+	// ErrIndexDamaged marks an index that cannot be opened. RemoveIndex and a new one are the remedy.
+	ErrIndexDamaged = errors.New("index is damaged")
+	// ErrUnknownPath marks a path that holds nothing that this package writes.
+	ErrUnknownPath = errors.New("is neither a log, a segment, a sync folder nor an index")
+)
+
+// What a caller can do wrong.
+var (
+	ErrClosed   = errors.New("is closed")
+	ErrTooLarge = errors.New("record is too large")
+	ErrType     = errors.New("record type is not allowed")
+	ErrNoRecord = errors.New("no such record was appended")
+	ErrState    = errors.New("sync state does not hold together")
+	ErrNotBegun = errors.New("no run was begun")
+)
+
+// ErrIndexNoRoom is returned by an index while its file system has less than a reserve left: it does its
+// I/O through memory maps, where a full disk is a signal and not an error.
+var ErrIndexNoRoom = errors.New("too little room is left for the index")
+
+// DamagedError says which bytes are damaged. errors.Is(err, ErrDamaged) holds.
+type DamagedError struct {
+	Path   string
+	Offset int64
+	Reason string
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("%s is damaged at offset %d: %s", e.Path, e.Offset, e.Reason)
+}
+
+// Is makes ErrDamaged the mark of every DamagedError.
+func (e *DamagedError) Is(target error) bool { return target == ErrDamaged }

@@ -1,0 +1,127 @@
+package wire
+
+import (
+	"fmt"
+
+	"github.com/minio/sha256-simd"
+	"github.com/pierrec/lz4/v4"
+)
+
+// Sum is the SHA-256 of p.
+func Sum(p []byte) Hash { return sha256.Sum256(p) }
+
+// ZeroHash is what stands for the content of a Zero in its Ack and in the Chain: the SHA-256 of offset
+// and length as 16 little-endian bytes. It proves which range was understood, without hashing zeroes.
+func ZeroHash(offset, length int64) Hash {
+	var b [16]byte
+	le.PutUint64(b[0:], uint64(offset))
+	le.PutUint64(b[8:], uint64(length))
+	return sha256.Sum256(b[:])
+}
+
+// Packer compresses payloads. It owns the compressor's table and a scratch buffer, so that a block costs
+// no allocation; it is not safe for concurrent use: one for each goroutine.
+type Packer struct {
+	lz4     lz4.Compressor
+	scratch []byte
+}
+
+// NewPacker returns a Packer, of about 140 KiB.
+func NewPacker() *Packer { return &Packer{} }
+
+// Compress packs src, of at most MaxBlock bytes. Where that saves at least a sixteenth it returns
+// CodecLZ4 and the packed bytes, else CodecRaw and src itself. The packed bytes lie in dst, whatever its
+// length, where its capacity is at least len(src); otherwise in the Packer, until its next Compress.
+// dst and src must not overlap.
+func (p *Packer) Compress(dst, src []byte) (Codec, []byte) {
+	limit := len(src) - max(1, len(src)/16)
+	if limit <= 0 {
+		return CodecRaw, src
+	}
+	if cap(dst) < len(src) {
+		if cap(p.scratch) < len(src) {
+			p.scratch = make([]byte, len(src))
+		}
+		dst = p.scratch
+	}
+	// The compressor gives up as soon as it would write beyond what it is given: that is the limit.
+	n, err := p.lz4.CompressBlock(src, dst[:limit:limit])
+	if err != nil || n == 0 {
+		return CodecRaw, src
+	}
+	return CodecLZ4, dst[:n]
+}
+
+// Unpack fills all of dst, which has the raw length, from a payload. It never writes beyond dst; after
+// an error, which wraps ErrCodec, dst holds anything.
+func Unpack(codec Codec, dst, src []byte) error {
+	switch codec {
+	case CodecRaw:
+		if len(src) != len(dst) {
+			return fmt.Errorf("%w: raw payload of %d bytes, want %d", ErrCodec, len(src), len(dst))
+		}
+		copy(dst, src)
+		return nil
+	case CodecLZ4:
+		n, err := lz4.UncompressBlock(src, dst[:len(dst):len(dst)])
+		if err != nil {
+			return fmt.Errorf("%w: lz4 payload of %d bytes for %d: %w", ErrCodec, len(src), len(dst), err)
+		}
+		if n != len(dst) {
+			return fmt.Errorf("%w: lz4 payload of %d bytes makes %d, want %d", ErrCodec, len(src), n, len(dst))
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: unknown codec %d", ErrCodec, codec)
+}
+
+// Chain is a checksum over the headers of all records of an epoch, in order: each link is the SHA-256
+// of the link before (zero at first) and one record. It is 32 bytes and a count, can be copied, stored
+// and gone on from; the zero value is ready. Not safe for concurrent use.
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                    the link before, 32 bytes                  |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              seq                              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            offset                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|              raw length, or the length of a Zero              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| type  |                       reserved                        |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|            SHA-256 of a Data, ZeroHash of a Zero              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+type Chain struct {
+	link    Hash
+	records uint64
+}
+
+// Add takes a Data in; its payload is not looked at.
+func (c *Chain) Add(m *Data) {
+	c.add(m.Seq, m.Offset, int64(m.RawLength), TypeData, &m.Hash)
+}
+
+// AddZero takes a Zero in.
+func (c *Chain) AddZero(m *Zero) {
+	hash := ZeroHash(m.Offset, m.Length)
+	c.add(m.Seq, m.Offset, m.Length, TypeZero, &hash)
+}
+
+func (c *Chain) add(seq uint64, offset, length int64, kind Type, hash *Hash) {
+	var b [2*HashSize + 32]byte
+	copy(b[:], c.link[:])
+	le.PutUint64(b[32:], seq)
+	le.PutUint64(b[40:], uint64(offset))
+	le.PutUint64(b[48:], uint64(length))
+	b[56] = byte(kind)
+	copy(b[64:], hash[:])
+	c.link = sha256.Sum256(b[:])
+	c.records++
+}
+
+// Sum is the last link, zero where there is no record.
+func (c *Chain) Sum() Hash { return c.link }
+
+// Records counts what was taken in.
+func (c *Chain) Records() uint64 { return c.records }

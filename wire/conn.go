@@ -1,0 +1,179 @@
+package wire
+
+import (
+	"bufio"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Implementation numbers; nothing on the wire depends on them.
+const (
+	readBuffer = 64 << 10 // holds header and meta of any frame
+	// From this size on a payload is read straight into its destination, with one small read for the
+	// header before it: a system call costs less than copying this.
+	directPayload = 16 << 10
+	farewellWait  = time.Second // for the peer's last word, after a write has failed
+)
+
+// The read buffer must hold any header and meta: they are decoded where they lie.
+var _ [readBuffer - HeaderSize - maxMeta]struct{}
+
+// ConnOptions may be left zero.
+type ConnOptions struct {
+	// PingEvery is how long the connection may be quiet in one direction before a Ping is sent; 0: 2 s,
+	// or a fifth of DeadAfter where that is less.
+	PingEvery time.Duration
+	// DeadAfter is how long nothing at all may move; 0: 10 s. Four measured round trips, where longer.
+	DeadAfter time.Duration
+	// HandshakeTimeout is how long it may take until Established; 0: HandshakeTimeout.
+	HandshakeTimeout time.Duration
+}
+
+func (o ConnOptions) withDefaults() ConnOptions {
+	if o.DeadAfter <= 0 {
+		o.DeadAfter = 10 * time.Second
+	}
+	if o.PingEvery <= 0 {
+		o.PingEvery = min(2*time.Second, o.DeadAfter/5)
+	}
+	if o.HandshakeTimeout <= 0 {
+		o.HandshakeTimeout = HandshakeTimeout
+	}
+	return o
+}
+
+// Conn speaks frames over a net.Conn. Send, Close and the small methods are safe for concurrent use;
+// Next and ReadPayload belong to one goroutine, the reader, which must not wait for anything that needs
+// the peer.
+//
+// The first error ends the connection and stays: all calls under way and all later ones return it. Two
+// goroutines (live.go) begin in NewConn and have ended when Close returns.
+type Conn struct {
+	nc      net.Conn
+	peer    string // for errors
+	options ConnOptions
+	began   time.Time
+
+	sent, received atomic.Int64 // bytes
+	control        atomic.Int64 // of sent: bytes of Ping and Pong
+	rtt            atomic.Int64 // ns, smoothed; 0: none measured yet
+
+	out struct { // send.go
+		sync.Mutex
+		encoder
+		bufs net.Buffers // what is left to write
+	}
+	in struct { // receive.go
+		sync.Mutex
+		source source
+		buffer *bufio.Reader
+		frames uint64 // read so far
+		run    run
+		unread int // bytes of payload still in the stream
+	}
+	live struct { // live.go
+		reading, writing atomic.Bool // a goroutine waits in the kernel
+		established      atomic.Bool
+		wake             chan struct{} // one token: something is due
+		pingDue          atomic.Bool
+
+		sync.Mutex
+		pongDue bool
+		pong    Pong
+	}
+
+	end struct {
+		sync.Mutex
+		err error
+		// said is what the peer gave as its reason before the connection ended; heard is closed then.
+		said  *RemoteError
+		heard chan struct{}
+	}
+	done     chan struct{} // closed when end.err is set
+	routines sync.WaitGroup
+}
+
+// NewConn takes nc over: it is closed with the Conn, on every path, and nobody else may use it. The caller
+// must Close the Conn. Until Established the deadline of the handshake runs.
+func NewConn(nc net.Conn, o ConnOptions) *Conn {
+	c := &Conn{nc: nc, peer: peerName(nc), options: o.withDefaults(), began: time.Now(), done: make(chan struct{})}
+	c.in.source.conn = c
+	c.in.buffer = bufio.NewReaderSize(&c.in.source, readBuffer)
+	c.live.wake = make(chan struct{}, 1)
+	c.end.heard = make(chan struct{})
+	c.routines.Go(c.routineWatch)
+	c.routines.Go(c.routineControl)
+	return c
+}
+
+func peerName(nc net.Conn) string {
+	if a := nc.RemoteAddr(); a != nil && a.Network() != "unix" && a.Network() != "pipe" {
+		return a.String()
+	}
+	return "the other half"
+}
+
+// Established ends the deadline of the handshake, and measures the first round trip.
+func (c *Conn) Established() {
+	c.live.established.Store(true)
+	c.live.pingDue.Store(true)
+	c.wakeControl()
+}
+
+// Sent counts the bytes that went to the peer, as the kernel took them.
+func (c *Conn) Sent() int64 { return c.sent.Load() }
+
+// Received counts the bytes that came from the peer.
+func (c *Conn) Received() int64 { return c.received.Load() }
+
+// RTT is the smoothed round trip, from frame to frame and so with what waits in buffers; 0: not yet
+// measured.
+func (c *Conn) RTT() time.Duration { return time.Duration(c.rtt.Load()) }
+
+// Done is closed when the connection has ended; Err says why.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err returns what ended the connection, nil while it stands.
+func (c *Conn) Err() error {
+	c.end.Lock()
+	defer c.end.Unlock()
+	return c.end.err
+}
+
+// Close ends the connection with a cause, ErrClosed where that is nil, unless it has ended already. Calls
+// under way are released. It returns when the connection's goroutines have ended.
+func (c *Conn) Close(cause error) {
+	if cause == nil {
+		cause = ErrClosed
+	}
+	c.fail(cause)
+	c.routines.Wait()
+}
+
+// fail ends the connection, if it still stands, and returns what ended it. Where the peer has told its
+// reason, that is why the connection is gone.
+func (c *Conn) fail(err error) error {
+	c.end.Lock()
+	defer c.end.Unlock()
+	if c.end.err == nil {
+		if c.end.said != nil && Classify(err) == ClassReset {
+			err = c.end.said
+		}
+		c.end.err = err
+		close(c.done)
+		c.nc.Close()
+	}
+	return c.end.err
+}
+
+// hear keeps the peer's last word.
+func (c *Conn) hear(code Code, text string) {
+	c.end.Lock()
+	defer c.end.Unlock()
+	if c.end.said == nil {
+		c.end.said = &RemoteError{Code: code, Text: text}
+		close(c.end.heard)
+	}
+}

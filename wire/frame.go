@@ -1,0 +1,208 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// The frame header. Magic and version stand where they do in every version to come; all else may change
+// with the version, so the version is looked at before the checksum is.
+//
+//	 0       1       2       3       4       5       6       7       8
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|  'B'     'L'     'K'     'M'  |    version    | type  | flags |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|          meta length          |        payload length         |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|      CRC32C of the meta       |  CRC32C of the 20 bytes above |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//
+// Meta and payload follow in this order. Flags are reserved and zero.
+const (
+	magic      = "BLKM"
+	Version    = 1 // of the protocol that this package speaks
+	HeaderSize = 24
+
+	preambleSize = 6 // magic and version: all that can be read of a foreign version
+	headerCRCAt  = HeaderSize - 4
+)
+
+// Type is the number of a message. The numbers are frozen, in the order of a conversation. Zero is
+// invalid, so that unwritten bytes are never a frame.
+type Type uint8
+
+const (
+	TypeHello     Type = 1
+	TypeOpen      Type = 2
+	TypeOpened    Type = 3
+	TypeRefused   Type = 4
+	TypeOffer     Type = 5
+	TypeWant      Type = 6
+	TypeData      Type = 7
+	TypeZero      Type = 8
+	TypeWrite     Type = 9 // reserved: a write in sync mode
+	TypeAck       Type = 10
+	TypeNak       Type = 11
+	TypeRebase    Type = 12 // reserved: staging goes over to a later cut
+	TypeFlush     Type = 13
+	TypeFlushed   Type = 14
+	TypeInSync    Type = 15 // reserved: writes are applied in place from here on
+	TypeCommit    Type = 16
+	TypeCommitted Type = 17
+	TypeDoubt     Type = 18
+	TypePing      Type = 19
+	TypePong      Type = 20
+	TypeWindow    Type = 21
+	TypeKeyNext   Type = 22 // reserved: the next key
+	TypeHalt      Type = 23
+	TypeBye       Type = 24
+)
+
+// spec is what a header may say for one type.
+type spec struct {
+	name     string
+	min, max uint32 // length of the meta
+	payload  uint32 // largest payload
+}
+
+// specs are indexed by type. A type without a maximum is not spoken in this version.
+var specs = [...]spec{
+	TypeHello:     {"Hello", helloFixed, helloFixed + 3*MaxName, 0},
+	TypeOpen:      {"Open", openFixed, openFixed + MaxName + MaxDevices*HashSize, 0},
+	TypeOpened:    {"Opened", openedSize, openedSize, 0},
+	TypeRefused:   {"Refused", endFixed, endFixed + MaxText, 0},
+	TypeOffer:     {"Offer", offerFixed + HashSize, offerFixed + MaxOffer*HashSize, 0},
+	TypeWant:      {"Want", wantFixed + 1, wantFixed + MaxOffer/8, 0},
+	TypeData:      {"Data", dataSize, dataSize, MaxBlock},
+	TypeZero:      {"Zero", zeroSize, zeroSize, 0},
+	TypeWrite:     {name: "Write"},
+	TypeAck:       {"Ack", entrySize, MaxEntries * entrySize, 0},
+	TypeNak:       {"Nak", entrySize, MaxEntries * entrySize, 0},
+	TypeRebase:    {name: "Rebase"},
+	TypeFlush:     {"Flush", flushSize, flushSize, 0},
+	TypeFlushed:   {"Flushed", flushedSize, flushedSize, 0},
+	TypeInSync:    {name: "InSync"},
+	TypeCommit:    {"Commit", commitSize, commitSize, 0},
+	TypeCommitted: {"Committed", committedSize, committedSize, 0},
+	TypeDoubt:     {"Doubt", doubtFixed + extentSize, doubtFixed + MaxEntries*extentSize, 0},
+	TypePing:      {"Ping", pingSize, pingSize, 0},
+	TypePong:      {"Pong", pingSize, pingSize, 0},
+	TypeWindow:    {"Window", windowSize, windowSize, 0},
+	TypeKeyNext:   {name: "KeyNext"},
+	TypeHalt:      {"Halt", endFixed, endFixed + MaxText, 0},
+	TypeBye:       {"Bye", endFixed, endFixed + MaxText, 0},
+}
+
+// maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
+const maxMeta = MaxEntries * entrySize
+
+func (t Type) String() string {
+	if int(t) < len(specs) && specs[t].name != "" {
+		return specs[t].name
+	}
+	return fmt.Sprintf("type %d", uint8(t))
+}
+
+// Type returns the number under which the message travels.
+func (*Hello) Type() Type     { return TypeHello }
+func (*Open) Type() Type      { return TypeOpen }
+func (*Opened) Type() Type    { return TypeOpened }
+func (*Refused) Type() Type   { return TypeRefused }
+func (*Offer) Type() Type     { return TypeOffer }
+func (*Want) Type() Type      { return TypeWant }
+func (*Data) Type() Type      { return TypeData }
+func (*Zero) Type() Type      { return TypeZero }
+func (*Ack) Type() Type       { return TypeAck }
+func (*Nak) Type() Type       { return TypeNak }
+func (*Flush) Type() Type     { return TypeFlush }
+func (*Flushed) Type() Type   { return TypeFlushed }
+func (*Commit) Type() Type    { return TypeCommit }
+func (*Committed) Type() Type { return TypeCommitted }
+func (*Doubt) Type() Type     { return TypeDoubt }
+func (*Ping) Type() Type      { return TypePing }
+func (*Pong) Type() Type      { return TypePong }
+func (*Window) Type() Type    { return TypeWindow }
+func (*Halt) Type() Type      { return TypeHalt }
+func (*Bye) Type() Type       { return TypeBye }
+
+// header is what a frame's first bytes say.
+type header struct {
+	kind    Type
+	meta    uint32 // lengths, bytes
+	payload uint32
+	metaCRC uint32
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// putHeader fills b[:HeaderSize].
+func putHeader(b []byte, h header) {
+	b = b[:HeaderSize]
+	copy(b, magic)
+	binary.LittleEndian.PutUint16(b[4:], Version)
+	b[6] = byte(h.kind)
+	b[7] = 0
+	binary.LittleEndian.PutUint32(b[8:], h.meta)
+	binary.LittleEndian.PutUint32(b[12:], h.payload)
+	binary.LittleEndian.PutUint32(b[16:], h.metaCRC)
+	binary.LittleEndian.PutUint32(b[headerCRCAt:], crc32.Checksum(b[:headerCRCAt], castagnoli))
+}
+
+// checkPreamble looks at as much of magic and version as b holds. b may be longer: what is there of it
+// is shown where it is not ours.
+func checkPreamble(b []byte) error {
+	if n := min(len(b), len(magic)); !bytes.Equal(b[:n], []byte(magic)[:n]) {
+		return fmt.Errorf("%w: it begins with %q", ErrNotBlkmirror, b[:min(len(b), 40)])
+	}
+	if len(b) < preambleSize {
+		return nil
+	}
+	if v := binary.LittleEndian.Uint16(b[4:]); v != Version {
+		return fmt.Errorf("%w: the peer speaks version %d, this node version %d", ErrVersion, v, Version)
+	}
+	return nil
+}
+
+// parseHeader reads a header of HeaderSize bytes. Nothing in it is believed before its checksum was
+// right, and no length is returned that its type does not allow: a caller may allocate by it.
+func parseHeader(b []byte) (header, error) {
+	if err := checkPreamble(b); err != nil {
+		return header{}, err
+	}
+	if len(b) != HeaderSize {
+		return header{}, fmt.Errorf("%w: header of %d bytes, want %d", ErrProtocol, len(b), HeaderSize)
+	}
+	got, want := crc32.Checksum(b[:headerCRCAt], castagnoli), binary.LittleEndian.Uint32(b[headerCRCAt:])
+	if got != want {
+		return header{}, fmt.Errorf("%w: frame header has CRC32C %08x, says %08x", ErrCorrupt, got, want)
+	}
+	h := header{
+		kind:    Type(b[6]),
+		meta:    binary.LittleEndian.Uint32(b[8:]),
+		payload: binary.LittleEndian.Uint32(b[12:]),
+		metaCRC: binary.LittleEndian.Uint32(b[16:]),
+	}
+	if int(h.kind) >= len(specs) || specs[h.kind].max == 0 {
+		return header{}, fmt.Errorf("%w: frame of %v, which version %d does not have", ErrProtocol, h.kind, Version)
+	}
+	s := &specs[h.kind]
+	switch {
+	case b[7] != 0:
+		return header{}, fmt.Errorf("%w: %v with flags %#x, want 0", ErrProtocol, h.kind, b[7])
+	case h.meta < s.min || h.meta > s.max:
+		return header{}, fmt.Errorf("%w: %v with a meta of %d bytes, want %d to %d", ErrProtocol, h.kind, h.meta, s.min, s.max)
+	case h.payload > s.payload:
+		return header{}, fmt.Errorf("%w: %v with a payload of %d bytes, limit %d", ErrProtocol, h.kind, h.payload, s.payload)
+	}
+	return h, nil
+}
+
+// checkMeta compares a meta with the checksum in its header.
+func checkMeta(h header, meta []byte) error {
+	if got := crc32.Checksum(meta, castagnoli); got != h.metaCRC {
+		return fmt.Errorf("%w: meta of %v has CRC32C %08x, says %08x", ErrCorrupt, h.kind, got, h.metaCRC)
+	}
+	return nil
+}

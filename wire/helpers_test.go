@@ -1,0 +1,168 @@
+package wire
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// samples are one message of each type, with a payload for Data; each has a golden file in testdata.
+func samples() []Message {
+	payload := []byte("sixteen raw byte")
+	return []Message{
+		&Hello{Node: Sum([]byte("node")), Name: "pluto", Software: "blkmirror 0.1.0", Role: RoleSource, Volume: "db", BlockSize: 64 << 10},
+		&Open{
+			Volume: "db", VolumeID: [16]byte{1, 2, 3}, Generation: [16]byte{4, 5, 6}, Incarnation: 7, BlockSize: 64 << 10,
+			Size: 1 << 40, Fingerprint: Sum([]byte("facts")), Flags: OpenVerify | OpenGrowOK, Devices: []Hash{Sum([]byte("disk"))},
+		},
+		&Opened{
+			Size: 1 << 40, DataEnd: 1 << 39, ResumeFrom: 1 << 38, ResumeHash: Sum([]byte("block")), Window: 32 << 20,
+			MaxOffers: 8, Flags: OpenedIndexed,
+		},
+		&Refused{CodeBusy, "volume db is in use by another session; end it first"},
+		&Offer{Seq: 1, Offset: 128 << 10, Length: 64<<10 + 512, Hashes: []Hash{Sum([]byte("a")), Sum([]byte("b"))}},
+		&Want{Seq: 1, Bits: []byte{0b10}},
+		&Data{
+			Seq: 2, Epoch: 0, Offset: 192 << 10, RawLength: uint32(len(payload)), Codec: CodecRaw, Hash: Sum(payload),
+			Payload: payload, PayloadLength: len(payload),
+		},
+		&Zero{Seq: 3, Offset: 1 << 30, Length: 1 << 20, Flags: ZeroMayFree},
+		&Ack{[]AckEntry{{2, 192 << 10, LevelWritten, Sum(payload)}, {3, 1 << 30, LevelWritten, ZeroHash(1<<30, 1<<20)}}},
+		&Nak{[]NakEntry{{2, 192 << 10, NakHash, Sum([]byte("other bytes"))}}},
+		&Flush{1, 128 << 10, Sum([]byte("a"))},
+		&Flushed{1, 128 << 10},
+		&Commit{2, Sum([]byte("chain")), CommitSourceChanged},
+		&Committed{2, Sum([]byte("chain"))},
+		&Doubt{true, []Extent{{0, 64 << 10}, {1 << 20, 4096}}},
+		&Ping{123456789},
+		&Pong{123456789},
+		&Window{64 << 20},
+		&Halt{CodeIntegrity, "block 3 differs after 3 tries"},
+		&Bye{CodeStopped, "the node is being stopped"},
+	}
+}
+
+// frame encodes one message with its payload.
+func frame(t testing.TB, m Message) []byte {
+	t.Helper()
+	b, err := appendFrame(nil, m)
+	if err != nil {
+		t.Fatalf("encode %v: %v", m.Type(), err)
+	}
+	if d, ok := m.(*Data); ok {
+		b = append(b, d.Payload...)
+	}
+	return b
+}
+
+// received is m as a receiver finds it: the payload of a Data is still to be read.
+func received(m Message) Message {
+	if d, ok := m.(*Data); ok {
+		got := *d
+		got.Payload, got.PayloadLength = nil, len(d.Payload)
+		return &got
+	}
+	return m
+}
+
+// canned is a net.Conn whose peer says one thing and listens to nothing.
+type canned struct{ io.Reader }
+
+func (c *canned) Write(p []byte) (int, error)      { return len(p), nil }
+func (c *canned) Close() error                     { return nil }
+func (c *canned) LocalAddr() net.Addr              { return &net.UnixAddr{} }
+func (c *canned) RemoteAddr() net.Addr             { return &net.UnixAddr{} }
+func (c *canned) SetDeadline(time.Time) error      { return nil }
+func (c *canned) SetReadDeadline(time.Time) error  { return nil }
+func (c *canned) SetWriteDeadline(time.Time) error { return nil }
+
+// cannedConn is a Conn that receives b and then the end of the stream.
+func cannedConn(b []byte) *Conn {
+	return NewConn(&canned{Reader: bytes.NewReader(b)}, ConnOptions{})
+}
+
+// bareConn receives b as cannedConn does, without goroutines and in a read buffer that is used again: for
+// tests that receive ten thousands of streams, one at a time.
+func bareConn(b []byte) *Conn {
+	c := &Conn{nc: &canned{Reader: bytes.NewReader(b)}, peer: "test", done: make(chan struct{})}
+	c.in.source.conn = c
+	c.in.buffer = bareBuffer
+	c.in.buffer.Reset(&c.in.source)
+	c.live.wake = make(chan struct{}, 1)
+	c.end.heard = make(chan struct{})
+	return c
+}
+
+var bareBuffer = bufio.NewReaderSize(nil, readBuffer)
+
+// receiveAll reads messages and payloads until the connection ends. Payloads that do not have the hash
+// that their frame says are counted as an engine counts them.
+func receiveAll(c *Conn) (ms []Message, mismatches int, err error) {
+	defer c.Close(nil)
+	for {
+		m, err := c.Next()
+		if err != nil {
+			return ms, mismatches, err
+		}
+		ms = append(ms, m)
+		d, ok := m.(*Data)
+		if !ok {
+			continue
+		}
+		packed := make([]byte, d.PayloadLength)
+		if err := c.ReadPayload(packed); err != nil {
+			return ms, mismatches, err
+		}
+		raw := make([]byte, d.RawLength)
+		if Unpack(d.Codec, raw, packed) != nil || Sum(raw) != d.Hash {
+			mismatches++
+		}
+	}
+}
+
+// ends are the two sides of a connection that a test runs over.
+func ends(t testing.TB, network string) (a, b net.Conn) {
+	t.Helper()
+	if network == "pipe" {
+		a, b, err := Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { a.Close(); b.Close() })
+		return a, b
+	}
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err = Dial(t.Context(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// pair is two Conns that are established and end with the test.
+func pair(t testing.TB, network string, o ConnOptions) (a, b *Conn) {
+	t.Helper()
+	x, y := ends(t, network)
+	a, b = NewConn(x, o), NewConn(y, o)
+	a.Established()
+	b.Established()
+	t.Cleanup(func() { a.Close(nil); b.Close(nil) })
+	return a, b
+}
+
+var networks = []string{"tcp", "pipe"}
+
+// yield lets others run, within a loop that waits for a condition.
+func yield() { time.Sleep(50 * time.Microsecond) }

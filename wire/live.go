@@ -1,0 +1,209 @@
+package wire
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Liveness is progress: a byte that came, or that the peer's kernel took, proves life, however long a
+// frame takes. Our own pings prove nothing, also where a kernel still acknowledges them for a program
+// that is stopped; the pongs that they bring do. Two goroutines see to it:
+//
+//	routineWatch    looks at the counters, decides what is due, and ends the connection; never waits
+//	routineControl  writes pings and pongs; may wait behind a long write, with no harm to the two
+//	                others: the reader leaves it a note (owePong), the watcher too
+//
+// pingsPerSample is how many intervals a measured round trip may be old on a connection that is busy
+// both ways and needs no ping to prove its life.
+const pingsPerSample = 5
+
+// dead is how long nothing may move: the floor, or four round trips where these take longer.
+func (c *Conn) dead() time.Duration { return max(c.options.DeadAfter, 4*c.RTT()) }
+
+// owePong notes that a Ping is to be answered. Where several are, the last one is enough.
+func (c *Conn) owePong(m *Ping) {
+	c.live.Lock()
+	c.live.pongDue, c.live.pong = true, Pong{Sent: m.Sent}
+	c.live.Unlock()
+	c.wakeControl()
+}
+
+// takePong measures. A value that cannot be ours is no measurement.
+func (c *Conn) takePong(m *Pong) {
+	now := time.Since(c.began)
+	took := now - time.Duration(m.Sent)
+	if m.Sent < 0 || took <= 0 {
+		return
+	}
+	if old := c.RTT(); old > 0 {
+		took = (7*old + took) / 8
+	}
+	c.rtt.Store(int64(took))
+}
+
+func (c *Conn) wakeControl() {
+	select {
+	case c.live.wake <- struct{}{}:
+	default: // a token is there
+	}
+}
+
+// routineControl writes the pings and pongs that are due.
+func (c *Conn) routineControl() {
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-c.live.wake:
+		}
+		c.live.Lock()
+		due, pong := c.live.pongDue, c.live.pong
+		c.live.pongDue = false
+		c.live.Unlock()
+		var err error
+		if due {
+			err = c.sendControl(&pong)
+		}
+		if err == nil && c.live.pingDue.Swap(false) {
+			err = c.sendControl(&Ping{Sent: int64(time.Since(c.began))})
+		}
+		if err != nil {
+			return // the connection has ended
+		}
+	}
+}
+
+// routineWatch looks at the connection several times in each interval.
+func (c *Conn) routineWatch() {
+	tick := max(min(c.options.PingEvery, c.options.DeadAfter, c.options.HandshakeTimeout)/4, time.Millisecond)
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	w := watch{conn: c, acked: ackedBytes(c.nc)}
+	w.interruptible = !wrapped(c.nc)
+	last := time.Now()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-ticker.C:
+		}
+		now := time.Now()
+		// Where this process or machine stood still, the peer is not to blame for the time.
+		elapsed := min(now.Sub(last), 2*tick)
+		last = now
+		if err := w.look(elapsed); err != nil {
+			c.fail(fmt.Errorf("connection with %s: %w", c.peer, err))
+			return
+		}
+	}
+}
+
+// watch is what routineWatch knows. All durations count from when the thing last happened.
+type watch struct {
+	conn          *Conn
+	acked         func() (int64, bool)
+	interruptible bool
+
+	age       time.Duration // of the connection
+	sent      int64         // as seen last
+	received  int64
+	delivered int64         // the most that was seen
+	sentIdle  time.Duration // nothing sent
+	recvIdle  time.Duration // nothing received
+	silent    time.Duration // nothing moved, and somebody waits for it
+	pinged    time.Duration // the last ping
+}
+
+// look takes one look, elapsed after the one before. An error is the end of the connection.
+func (w *watch) look(elapsed time.Duration) error {
+	c := w.conn
+	w.age += elapsed
+	w.sentIdle += elapsed
+	w.recvIdle += elapsed
+	w.pinged += elapsed
+	w.silent += elapsed
+	if n := c.sent.Load(); n != w.sent {
+		w.sent, w.sentIdle = n, 0
+	}
+	if n := c.received.Load(); n != w.received {
+		w.received, w.recvIdle, w.silent = n, 0, 0
+	}
+	if n := w.deliveredNow(); n > w.delivered {
+		w.delivered, w.silent = n, 0
+	}
+	writing := c.live.writing.Load()
+	if !writing && !c.live.reading.Load() {
+		w.silent = 0 // nobody waits for the peer: this side is busy, and does not even read
+	}
+
+	every := c.options.PingEvery
+	switch {
+	case !c.live.established.Load():
+		if w.age >= c.options.HandshakeTimeout {
+			return fmt.Errorf("%w: more than %v", ErrHandshakeTimeout, c.options.HandshakeTimeout)
+		}
+	case w.pinged >= every && (w.sentIdle >= every || w.recvIdle >= every || w.pinged >= pingsPerSample*every):
+		w.pinged = 0
+		c.live.pingDue.Store(true)
+		c.wakeControl()
+	}
+	if dead := c.dead(); w.silent >= dead {
+		return fmt.Errorf("%w: nothing moved in %v", ErrSilent, dead.Round(time.Millisecond))
+	}
+	if writing && w.interruptible {
+		// The writer adds up what the kernel took so far and goes on. Where it has just finished, the
+		// next write begins with this.
+		c.nc.SetWriteDeadline(time.Unix(1, 0))
+	}
+	return nil
+}
+
+// deliveredNow counts bytes that the peer's kernel acknowledged, or, where that cannot be told, that our
+// own took; without our pings and pongs.
+func (w *watch) deliveredNow() int64 {
+	n, ok := w.acked()
+	if !ok {
+		n = w.sent
+	}
+	return n - w.conn.control.Load()
+}
+
+// wrapped tells whether nc is a layer over another connection, as TLS is: such a layer does not survive
+// an interrupted write.
+func wrapped(nc net.Conn) bool {
+	_, ok := nc.(interface{ NetConn() net.Conn })
+	return ok
+}
+
+// ackedBytes returns a function that asks the kernel how many bytes the peer's kernel has acknowledged,
+// false where nc runs over no TCP connection.
+func ackedBytes(nc net.Conn) func() (int64, bool) {
+	none := func() (int64, bool) { return 0, false }
+	for {
+		layer, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		nc = layer.NetConn()
+	}
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		return none
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return none
+	}
+	return func() (n int64, ok bool) {
+		_ = raw.Control(func(fd uintptr) {
+			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err == nil {
+				n, ok = int64(info.Bytes_acked), true
+			}
+		})
+		return n, ok
+	}
+}

@@ -1,0 +1,144 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+)
+
+// Send writes frames, those of one call contiguously. It returns when the kernel has taken all of them,
+// or with the error that ended the connection. No message is looked at and no payload referred to after
+// it has returned.
+//
+// A message that breaks a rule, or a run of Data that is not whole within the call, is the caller's
+// fault: nothing of the call is written, the connection stands, and the error wraps ErrProtocol.
+func (c *Conn) Send(ms ...Message) error {
+	c.out.Lock()
+	defer c.out.Unlock()
+	if err := c.Err(); err != nil {
+		return err
+	}
+	if err := c.out.encode(ms); err != nil {
+		return fmt.Errorf("send to %s: %w", c.peer, err)
+	}
+	c.out.bufs = c.out.vector
+	err := c.writeLocked()
+	clear(c.out.vector)
+	return err
+}
+
+// sendControl is Send for Ping and Pong, whose bytes are no sign of life.
+func (c *Conn) sendControl(ms ...Message) error {
+	c.control.Add(int64(len(ms)) * (HeaderSize + pingSize))
+	return c.Send(ms...)
+}
+
+func (c *Conn) writeLocked() error {
+	c.live.writing.Store(true)
+	defer c.live.writing.Store(false)
+	for {
+		n, err := c.out.bufs.WriteTo(c.nc)
+		c.sent.Add(n)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return c.writeFailed(err)
+		}
+		// routineWatch wanted to know how far a long write has come; what is left is in bufs.
+		if err := c.nc.SetWriteDeadline(time.Time{}); err != nil {
+			return c.writeFailed(err)
+		}
+	}
+}
+
+// writeFailed ends the connection. A peer that stops says why and closes; a writer learns of the close
+// first, so it gives the reader a moment to come upon the reason.
+func (c *Conn) writeFailed(err error) error {
+	if Classify(err) == ClassReset {
+		wait := time.NewTimer(farewellWait)
+		defer wait.Stop()
+		select {
+		case <-c.end.heard:
+		case <-c.done:
+		case <-wait.C:
+		}
+	}
+	return c.fail(fmt.Errorf("send to %s: %w", c.peer, err))
+}
+
+// encoder turns messages into a vector of buffers: headers and metas lie in one scratch buffer, payloads
+// stay where they are. It is used again for every call, so that a call allocates nothing.
+type encoder struct {
+	scratch []byte
+	cuts    []cut
+	vector  net.Buffers
+}
+
+// cut is a place in the scratch where a payload goes in.
+type cut struct {
+	at      int
+	payload []byte
+}
+
+func (e *encoder) encode(ms []Message) error {
+	var run run
+	var err error
+	e.scratch = e.scratch[:0]
+	e.vector = e.vector[:0]
+	defer func() {
+		clear(e.cuts)
+		e.cuts = e.cuts[:0]
+	}()
+	for _, m := range ms {
+		if e.scratch, err = appendFrame(e.scratch, m); err != nil {
+			return err
+		}
+		if err := run.next(m); err != nil {
+			return err
+		}
+		if d, ok := m.(*Data); ok {
+			e.cuts = append(e.cuts, cut{len(e.scratch), d.Payload})
+		}
+	}
+	if run.follow > 0 {
+		return broken("run of Data that lacks its last %d bytes", run.follow)
+	}
+	// Only now: the scratch moves while it grows.
+	from := 0
+	for _, c := range e.cuts {
+		e.vector = append(e.vector, e.scratch[from:c.at], c.payload)
+		from = c.at
+	}
+	if from < len(e.scratch) {
+		e.vector = append(e.vector, e.scratch[from:])
+	}
+	return nil
+}
+
+// run keeps the rule of Data.Follow, on both sides: nothing comes between the frames of a run, and each
+// goes on where the one before ends.
+type run struct {
+	offset int64
+	epoch  uint64
+	follow uint32
+}
+
+func (r *run) next(m Message) error {
+	d, ok := m.(*Data)
+	if r.follow > 0 {
+		if !ok {
+			return broken("%v where %d bytes of a run are due", m.Type(), r.follow)
+		}
+		if d.Offset != r.offset || d.Epoch != r.epoch || d.RawLength+d.Follow != r.follow {
+			return broken("Data at %d+%d, %d to follow, where %d bytes of a run are due at %d",
+				d.Offset, d.RawLength, d.Follow, r.follow, r.offset)
+		}
+	}
+	if ok {
+		*r = run{offset: d.Offset + int64(d.RawLength), epoch: d.Epoch, follow: d.Follow}
+	}
+	return nil
+}
