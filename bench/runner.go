@@ -24,6 +24,7 @@ type Options struct {
 	SourceDevice string   // a block device to use in place of the source image; it is overwritten
 	TargetDevice string   // likewise for the target
 	ProfileDir   string   // CPU profiles of every blkmirror process are written here
+	WarmCaches   bool     // leave the caches of the machine alone: for tests of the harness itself
 	Tell         func(text string)
 }
 
@@ -31,6 +32,7 @@ type Options struct {
 type runner struct {
 	options Options
 	work    string // folder of the current scenario
+	sockets string // a folder with a short path: that of a socket has at most 107 bytes
 	notes   []string
 	seed    uint64 // of the last change, so that no two are alike
 }
@@ -58,6 +60,10 @@ func Run(ctx context.Context, o Options) (result Result, err error) {
 		return result, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(base)) }()
+	if r.sockets, err = os.MkdirTemp("", "blkmirror-"); err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(r.sockets)) }()
 
 	result = Result{Size: r.options.Size, Pairs: o.Pairs, Tools: toolVersions(ctx)}
 	for i := range chosen {
@@ -301,6 +307,9 @@ func (r *run) timed(ctx context.Context, t tool) (s Sample, err error) {
 
 // dropCaches makes every run read from the disk.
 func (r *run) dropCaches() {
+	if r.options.WarmCaches {
+		return
+	}
 	unix.Sync()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err == nil {
 		return

@@ -41,7 +41,7 @@ func (blkmirror) prepare(ctx context.Context, r *run) (err error) {
 	if !r.scenario.tcp {
 		return nil
 	}
-	control := filepath.Join(r.work, "control.sock")
+	control := filepath.Join(r.sockets, "control.sock")
 	r.server, err = start(ctx, r.profileOf("serve"), r.options.Binary, "serve", "--insecure", "--quiet", "--listen", "127.0.0.1:0",
 		"--state", r.stateOf("node"), "--control", control, "--volume", "bench="+r.target)
 	if err != nil {
@@ -89,7 +89,7 @@ func (nbdcopy) prepare(ctx context.Context, r *run) error {
 	if err := ensureSize(r.target, r.sizeOf(r.source)); err != nil {
 		return err
 	}
-	ready := filepath.Join(r.work, "nbdkit.pid")
+	ready := filepath.Join(r.sockets, "nbdkit.pid")
 	os.Remove(ready)
 	r.address = "127.0.0.1:" + port
 	r.server, err = start(ctx, "", find("nbdkit"), "--foreground", "--exit-with-parent", "--pidfile", ready,

@@ -1,12 +1,15 @@
 package blockdev_test
 
 import (
-	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 )
@@ -96,7 +99,7 @@ func TestIdentitiesOfPartitions(t *testing.T) {
 	image := run(t, "losetup", "--noheadings", "--output", "BACK-FILE", disk)
 	expectOverlap(t, "a partition and the image", p2, image, true)
 	again := attach(t, image, "--partscan")
-	waitForFile(t, again+"p2")
+	addPartitions(t, again)
 	expectOverlap(t, "the same partition over another loop", p2, again+"p2", true)
 	expectOverlap(t, "another partition over another loop", p1, again+"p2", false)
 	at := mount(t, p1)
@@ -116,34 +119,28 @@ func TestIdentitiesOfPartitions(t *testing.T) {
 func partitioned(t *testing.T) (p1, p2, disk string) {
 	t.Helper()
 	needLoop(t)
-	image := newImage(t, 10<<20)
-	mbr := make([]byte, 512)
-	for i, start := range []uint32{2048, 2048 + 8192} {
-		e := mbr[446+16*i:]
-		e[4] = 0x83
-		binary.LittleEndian.PutUint32(e[8:], start)
-		binary.LittleEndian.PutUint32(e[12:], 8192)
-	}
-	mbr[510], mbr[511] = 0x55, 0xaa
-	f := open(t, image, write)
-	if _, err := f.WriteAt(mbr, 0); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	disk = attach(t, image, "--partscan")
-	waitForFile(t, disk+"p2")
+	disk = attach(t, newImage(t, 10<<20), "--partscan")
+	addPartitions(t, disk)
 	return disk + "p1", disk + "p2", disk
 }
 
-// waitForFile gives devtmpfs the moment it needs, or skips where nobody makes the nodes.
-func waitForFile(t *testing.T, path string) {
+// addPartitions tells the kernel of two partitions, as a partition table would. Not every kernel can read
+// a table.
+func addPartitions(t *testing.T, disk string) {
 	t.Helper()
-	for range 1000 {
-		if _, err := os.Stat(path); err == nil {
-			return
-		}
-		// losetup has had the partitions read before it returned.
-		run(t, "true")
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Skip("no partitions of loop devices here: ", path)
+	defer f.Close()
+	for i := range 2 {
+		part := unix.BlkpgPartition{Start: 1<<20 + int64(i)*4<<20, Length: 4 << 20, Pno: int32(i + 1)}
+		arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_ADD_PARTITION, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+			t.Skip("no partitions of loop devices here: ", errno)
+		}
+		if _, err := os.Stat(fmt.Sprintf("%sp%d", disk, i+1)); err != nil {
+			t.Skip("nobody makes nodes for partitions here: ", err)
+		}
+	}
 }

@@ -102,6 +102,9 @@ func (a *app) benchSync(ctx context.Context, f benchFlags) error {
 		SourceDevice: f.source, TargetDevice: f.target, ProfileDir: f.profile,
 		Tell: func(text string) { fmt.Fprintf(a.stderr, "%s: %s\n", name, text) },
 	})
+	if ctx.Err() != nil {
+		err = &interruptedError{text: "bench sync: interrupted, the images are removed", next: "run it again"}
+	}
 	if err != nil && len(result.Scenarios) == 0 {
 		return err
 	}

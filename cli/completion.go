@@ -74,10 +74,10 @@ func topCommands(all []completion) []string {
 
 // caseArms prints, for bash and zsh alike, which words and flags belong to which command.
 func caseArms(w io.Writer, all []completion) {
-	fmt.Fprintf(w, "    case $command in\n        '') words='%s' flags='--help --version' ;;\n", strings.Join(topCommands(all), " "))
+	fmt.Fprintf(w, "    case $command in\n        '') names='%s' flags='--help --version' ;;\n", strings.Join(topCommands(all), " "))
 	for _, c := range all {
 		words, flags := c.candidates()
-		fmt.Fprintf(w, "        '%s') words='%s' flags='%s' ;;\n", c.path, strings.Join(words, " "), strings.Join(flags, " "))
+		fmt.Fprintf(w, "        '%s') names='%s' flags='%s' ;;\n", c.path, strings.Join(words, " "), strings.Join(flags, " "))
 	}
 	fmt.Fprint(w, "    esac\n")
 }
@@ -96,16 +96,16 @@ func parents(all []completion) string {
 func bashScript(w io.Writer, all []completion) {
 	fmt.Fprintf(w, `# bash completion for blkmirror
 _blkmirror() {
-    local cur=${COMP_WORDS[COMP_CWORD]} command='' words='' flags=''
+    local cur=${COMP_WORDS[COMP_CWORD]} command='' names='' flags=''
     if ((COMP_CWORD > 1)); then command=${COMP_WORDS[1]}; fi
     case $command in
         %s) if ((COMP_CWORD > 2)); then command+=" ${COMP_WORDS[2]}"; fi ;;
     esac
 `, parents(all))
 	caseArms(w, all)
-	fmt.Fprint(w, `    if [[ $cur == -* ]]; then words=$flags; fi
+	fmt.Fprint(w, `    if [[ $cur == -* ]]; then names=$flags; fi
     COMPREPLY=()
-    if [[ -n $words ]]; then COMPREPLY=($(compgen -W "$words" -- "$cur")); fi
+    if [[ -n $names ]]; then COMPREPLY=($(compgen -W "$names" -- "$cur")); fi
 }
 # Without an answer of ours bash completes file names.
 complete -o default -F _blkmirror blkmirror
@@ -120,13 +120,13 @@ _blkmirror() {
     case $command in
         %s) if ((CURRENT > 3)); then command+=" ${words[3]}"; fi ;;
     esac
-    local words=''
+    local names=''
 `, parents(all))
 	caseArms(w, all)
 	fmt.Fprint(w, `    if [[ $cur == -* ]]; then
         compadd -- ${=flags}
-    elif [[ -n $words ]]; then
-        compadd -- ${=words}
+    elif [[ -n $names ]]; then
+        compadd -- ${=names}
     else
         _files
     fi
@@ -151,7 +151,7 @@ func fishScript(w io.Writer, all []completion) {
 		}
 		condition := quote("__fish_seen_subcommand_from " + strings.Join(words, "; and __fish_seen_subcommand_from "))
 		if len(words) == 1 { // 'sync' alone, not 'bench sync'
-			condition = quote("test (commandline -opc)[2] = " + c.path)
+			condition = quote("string match -q -- " + c.path + " (commandline -opc)[2]")
 		}
 		if more, _ := c.candidates(); len(more) > 0 {
 			fmt.Fprintf(w, "complete -c blkmirror -f -n %s -a %s\n", condition, quote(strings.Join(more, " ")))

@@ -42,6 +42,10 @@ func loadConfig(path string) (config, error) {
 	if err != nil {
 		return c, fail(errors.New(strings.TrimPrefix(err.Error(), "toml: ")))
 	}
+	// Into a map the library lets any type pass. A table that only [volume.NAME] brings in has none.
+	if kind := meta.Type("volume"); kind != "" && kind != "Hash" {
+		return c, fail(fmt.Errorf("line %d: \"volume\" must be tables [volume.NAME]", lineOf(string(text), toml.Key{"volume"})))
+	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
 		return c, fail(fmt.Errorf("line %d: unknown key %q", lineOf(string(text), unknown[0]), unknown[0]))
 	}

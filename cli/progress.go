@@ -56,20 +56,20 @@ func (v *progressView) warn(text string) {
 }
 
 func (v *progressView) showLines(w io.Writer, p *engine.Progress, ticks <-chan time.Time) {
-	var m meter
+	m := newMeter()
 	for {
 		select {
 		case <-v.end:
 			return
 		case now := <-ticks:
-			m.add(now, done(p))
+			m.add(now, p.Scanned.Load())
 			fmt.Fprintf(w, "%s: %s of %s, %s\n", name, percent(done(p), p.Size.Load()), formatBytes(p.Size.Load()), m.describe(p))
 		}
 	}
 }
 
 func (v *progressView) showBar(bars *mpb.Progress, p *engine.Progress) {
-	var m meter
+	m := newMeter()
 	var text sync.Map // the decorators run on the library's goroutine
 	show := func(key string) decor.Decorator {
 		return decor.Any(func(decor.Statistics) string {
@@ -93,7 +93,7 @@ func (v *progressView) showBar(bars *mpb.Progress, p *engine.Progress) {
 			if size == 0 {
 				continue
 			}
-			m.add(now, done(p))
+			m.add(now, p.Scanned.Load())
 			bar.SetTotal(size, false)
 			bar.SetCurrent(done(p))
 			text.Store("left", percent(done(p), size))
@@ -110,12 +110,14 @@ type meter struct {
 }
 
 type sample struct {
-	at   time.Time
-	done int64
+	at      time.Time
+	scanned int64
 }
 
-func (m *meter) add(now time.Time, done int64) {
-	m.samples = append(m.samples, sample{now, done})
+func newMeter() *meter { return &meter{samples: []sample{{at: time.Now()}}} }
+
+func (m *meter) add(now time.Time, scanned int64) {
+	m.samples = append(m.samples, sample{now, scanned})
 	for len(m.samples) > 2 && now.Sub(m.samples[0].at) > rateWindow {
 		m.samples = m.samples[1:]
 	}
@@ -126,7 +128,7 @@ func (m *meter) rate() float64 {
 		return 0
 	}
 	first, last := m.samples[0], m.samples[len(m.samples)-1]
-	return float64(last.done-first.done) / last.at.Sub(first.at).Seconds()
+	return float64(last.scanned-first.scanned) / last.at.Sub(first.at).Seconds()
 }
 
 func (m *meter) describe(p *engine.Progress) string {
@@ -138,11 +140,12 @@ func (m *meter) describe(p *engine.Progress) string {
 		formatBytes(p.Shipped.Load()), formatBytes(p.Skipped.Load()), formatBytes(p.Zero.Load()))
 }
 
+// isTerminal tells whether a bar can be drawn: some pseudo-terminals are no columns wide.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false
 	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	return err == nil && size.Col > 0
 }

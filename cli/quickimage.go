@@ -58,8 +58,8 @@ type fileSet struct {
 }
 
 func newFileSet(dir string, image int64) *fileSet {
-	// An ext4 has an inode for every 16 KiB, and its own tables need room as well.
-	return &fileSet{dir: dir, maxCount: image >> 15, maxBytes: image / 10 * 6,
+	// Enough to be a real file system, little enough to be made in seconds.
+	return &fileSet{dir: dir, maxCount: image >> 17, maxBytes: image / 100 * 45,
 		seed: maphash.MakeSeed(), pages: map[uint64]struct{}{}}
 }
 
@@ -69,7 +69,7 @@ func (s *fileSet) collect(ctx context.Context) error {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return err
 	}
-	for _, root := range []string{"/usr/bin", "/usr/share", "/usr/local", "/usr/lib"} {
+	for _, root := range []string{"/usr/bin", "/usr/lib", "/usr/local", "/usr/share"} {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			switch {
 			case ctx.Err() != nil:

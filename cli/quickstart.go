@@ -129,7 +129,7 @@ func (q *quickstart) run(ctx context.Context) error {
 		return err
 	}
 	q.say("4. Change 1 %% of the disk: %s in %d places picked at random", formatBytes(int64(changed)*pageSize), changed)
-	q.say("5. Second sync: the two nodes compare hashes, only what differs is sent")
+	q.say("5. Second sync: the two nodes compare hashes of blocks of 4 KiB, only what differs is sent")
 	if err := q.sync(ctx, addr); err != nil {
 		return err
 	}
@@ -146,9 +146,13 @@ func (q *quickstart) note(format string, args ...any) { q.say("   "+format, args
 // serve runs the second node in this process. The stop that it returns waits for the node's end, and may
 // be called twice.
 func (q *quickstart) serve(ctx context.Context) (addr string, stop func() error, err error) {
+	// The path of a socket has at most 107 bytes, and the folder to keep may lie deep.
+	sockets, err := os.MkdirTemp("", "blkmirror-")
+	if err != nil {
+		return "", nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	state := filepath.Join(q.dir, "node")
-	o := engine.ServerOptions{StateDir: state, Listen: "127.0.0.1:0", Control: filepath.Join(q.dir, "node.sock"),
+	o := engine.ServerOptions{StateDir: filepath.Join(q.dir, "node"), Listen: "127.0.0.1:0", Control: filepath.Join(sockets, "node.sock"),
 		Volumes: map[string]string{quickVolume: q.target}, Insecure: true, Version: versionOf().Version}
 	var failed error
 	ended := make(chan struct{})
@@ -156,7 +160,11 @@ func (q *quickstart) serve(ctx context.Context) (addr string, stop func() error,
 		defer close(ended)
 		failed = engine.Serve(ctx, o)
 	}()
-	stop = func() error { cancel(); <-ended; return failed }
+	stop = func() error {
+		cancel()
+		<-ended
+		return errors.Join(failed, os.RemoveAll(sockets))
+	}
 
 	status, err := awaitNode(ctx, o.Control, ended)
 	if err != nil {

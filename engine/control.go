@@ -64,6 +64,7 @@ const (
 	maxStatus      = 16 << 20         // bytes that a client believes
 	software       = "blkmirror"
 	nodeIDFile     = "node-id"
+	maxSocketPath  = 107 // sun_path of unix(7), less its final zero
 )
 
 // controlSocket serves requests until it is closed.
@@ -88,6 +89,9 @@ func (s *server) listenControl() (*controlSocket, error) {
 		return nil, refuse(errors.New("something that is no socket is in its place"), "choose another --control")
 	}
 	temporary := fmt.Sprintf("%s.%d", s.Control, os.Getpid())
+	if len(temporary) > maxSocketPath {
+		return nil, refuse(fmt.Errorf("its path has more than %d bytes", maxSocketPath), "choose a shorter --control or --state")
+	}
 	l, err := net.Listen("unix", temporary)
 	if err != nil {
 		return nil, deviceError("make control socket", s.Control, err)

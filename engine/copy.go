@@ -98,6 +98,12 @@ func (s *source) offer(ctx context.Context, sp blockdev.Extent, blocks []block) 
 	for i := range blocks {
 		m.Hashes[i] = blocks[i].hash
 	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	answer := make(chan []byte, 1)
 	s.mu.Lock()
 	s.offerID++

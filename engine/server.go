@@ -152,7 +152,12 @@ func (s *server) session(ctx context.Context, nc net.Conn) {
 	conn := wire.NewConn(nc, wire.ConnOptions{})
 	peer := nc.RemoteAddr().String()
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
-	hello, v, err := s.welcome(conn)
+	var hello *wire.Hello
+	var v *volume
+	err := wire.CheckPlainConn(nc)
+	if err == nil {
+		hello, v, err = s.welcome(conn)
+	}
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -179,7 +184,7 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	v := s.volumes[hello.Volume]
 	if v == nil {
 		err := &Error{Kind: KindState, Op: "open volume", On: hello.Volume, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
-		conn.Send(&wire.Refused{Code: wire.CodeUnknown, Text: wire.CleanText(err.Error())}) // best effort: the connection ends
+		refuse(conn, err)
 		return nil, nil, err
 	}
 	role := wire.RoleSource
@@ -230,7 +235,7 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 		end, err = openSource(v.path, warn)
 	}
 	if err != nil {
-		conn.Send(&wire.Refused{Code: codeOf(err), Text: wire.CleanText(err.Error())}) // best effort: err is what counts
+		refuse(conn, err)
 		return err
 	}
 	defer end.dev.Close()

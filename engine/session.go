@@ -185,12 +185,7 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 	open.Flags |= p.flags
 	store, answer, err := p.open(open)
 	if err != nil {
-		text := err.Error()
-		var own *Error
-		if errors.As(err, &own) && own.Next != "" {
-			text += "; " + own.Next
-		}
-		conn.Send(&wire.Refused{Code: codeOf(err), Text: wire.CleanText(text)}) // best effort: err is what counts
+		refuse(conn, err)
 		return res, err
 	}
 	defer store.leave()
@@ -221,6 +216,21 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 		err = protocolError("the source ended the session without a Commit")
 	}
 	return res, err
+}
+
+// refuse tells the peer why there will be no session, as far as it listens, and waits until it has read
+// that and closed: closing first, with a Ping unread, would reset the connection and lose the answer.
+func refuse(conn *wire.Conn, err error) {
+	if conn.Send(&wire.Refused{Code: codeOf(err), Text: wire.CleanText(err.Error())}) != nil {
+		return
+	}
+	limit := time.AfterFunc(byeTimeout, func() { conn.Close(err) })
+	defer limit.Stop()
+	for {
+		if _, err := conn.Next(); err != nil {
+			return
+		}
+	}
 }
 
 // notOpen explains a message that came in place of Open.

@@ -32,6 +32,7 @@ type source struct {
 
 	pool   *blockdev.Pool
 	reads  chan struct{} // a token for each read in flight
+	slots  chan struct{} // a token for each open offer
 	window *wire.SendWindow
 	limit  *rate.Limiter // nil: none
 
@@ -74,6 +75,7 @@ func newSource(l *link, g geometry, dev blockdev.Device, opened *wire.Opened, o 
 		link: l, geometry: g, dev: dev, opened: opened, options: o,
 		pool:    blockdev.NewPool(sourceMemory),
 		reads:   make(chan struct{}, sourceReads),
+		slots:   make(chan struct{}, min(int(opened.MaxOffers), sourceChunks)),
 		window:  wire.NewWindow(opened.Window),
 		unacked: make(map[uint64]*record),
 		offers:  make(map[uint64]chan []byte),

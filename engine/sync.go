@@ -240,10 +240,7 @@ func (c *copier) targetParams() targetParams {
 
 // local runs both halves in this process, over a pipe: the same frames, hashes and acknowledgements.
 func (c *copier) local(ctx context.Context) error {
-	a, b, err := wire.Pipe()
-	if err != nil {
-		return fmt.Errorf("connect the two halves: %w", err)
-	}
+	a, b := wire.Pipe()
 	toTarget, toSource := wire.NewConn(a, wire.ConnOptions{}), wire.NewConn(b, wire.ConnOptions{})
 	toTarget.Established()
 	toSource.Established()
@@ -255,7 +252,7 @@ func (c *copier) local(ctx context.Context) error {
 		_, targetErr = runTarget(ctx, toSource, p, new(Progress))
 		toSource.Close(targetErr)
 	})
-	_, err = runSource(ctx, toTarget, c.source, c.sourceParams(), c.Progress)
+	_, err := runSource(ctx, toTarget, c.source, c.sourceParams(), c.Progress)
 	toTarget.Close(err)
 	target.Wait()
 	// The half that failed says more than the one that was told.
@@ -269,7 +266,13 @@ func (c *copier) local(ctx context.Context) error {
 // remote is one session over one TCP connection. Its error is an *Error.
 func (c *copier) remote(ctx context.Context, addr string) (opened bool, err error) {
 	nc, err := wire.Dial(ctx, addr)
+	if err == nil {
+		err = wire.CheckPlainConn(nc)
+	}
 	if err != nil {
+		if nc != nil {
+			nc.Close()
+		}
 		if ctx.Err() != nil {
 			return false, sessionError(context.Cause(ctx), addr)
 		}

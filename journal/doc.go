@@ -16,7 +16,8 @@
 //	segment.go    segment files: create, list, drop
 //	recovery.go   Open's reading side: replay, torn tail or damaged middle
 //	syncstate.go  what the target of a one-shot sync remembers (syncformat.go: its bytes)
-//	index.go      block number to SHA-256, in badger (indexformat.go, indexcache.go)
+//	index.go      block number to SHA-256, in badger (indexformat.go: its bytes; indexcache.go, indexdb.go:
+//	              memory and database; indexcheck.go, indexdir.go: damage and removal; indextrim.go)
 //	inspect.go    Dump: any of these in words
 //
 // # The log's format, in short

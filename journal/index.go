@@ -1,12 +1,8 @@
 package journal
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
@@ -33,6 +29,8 @@ type Index struct {
 	buf   []byte        // encoded pages of one transaction
 	err   error         // sticky
 	stats IndexStats
+	count uint64 // of transactions in the database
+	saved uint64 // of those that the file beside it says are durable
 
 	log indexLogger
 }
@@ -64,12 +62,12 @@ func indexOptions(dir string, log badger.Logger) badger.Options {
 		WithMetricsEnabled(false).
 		WithSyncWrites(true). // db.Sync leaves out memtables that are being flushed
 		WithDetectConflicts(false).
-		WithMemTableSize(2 << 20).
+		WithMemTableSize(4 << 20).
 		WithNumMemtables(2).
 		WithBaseTableSize(1 << 20).
 		WithBlockSize(17 << 10). // one full page
-		WithNumLevelZeroTables(2).
-		WithNumLevelZeroTablesStall(6).
+		WithNumLevelZeroTables(3).
+		WithNumLevelZeroTablesStall(8).
 		WithNumCompactors(2).
 		WithNumGoroutines(1).
 		WithValueThreshold(64 << 10). // pages stay in the tree, there is no value log to collect
@@ -92,7 +90,14 @@ func OpenIndex(dir string) (*Index, error) {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	x := &Index{dir: dir, unlock: unlock, cache: map[uint64]*cachedPage{}}
-	x.db, err = openBadger(indexOptions(dir, &x.log))
+	if err = checkTables(dir); err == nil {
+		x.db, err = openBadger(indexOptions(dir, &x.log))
+	}
+	if err == nil {
+		if x.count, err = checkCount(x.db, dir); err != nil {
+			err = errors.Join(err, x.db.Close())
+		}
+	}
 	if err != nil {
 		unlock()
 		return nil, fmt.Errorf("open index %s: %w", dir, err)
@@ -256,19 +261,24 @@ func (x *Index) Each(fn func(block uint64, hash [hashSize]byte) error) error {
 	})
 }
 
-// SetMeta keeps a small blob under a name, durably; nil removes it.
+// SetMeta keeps a small blob under a name; nil removes it. It is durable on return, and with it all that
+// was put and deleted before.
 func (x *Index) SetMeta(name string, blob []byte) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if err := x.readyLocked(); err != nil {
 		return err
 	}
-	return x.commitLocked(func(txn *badger.Txn) error {
+	err := x.commitLocked(func(txn *badger.Txn) error {
 		if blob == nil {
 			return txn.Delete(metaKey(name))
 		}
 		return txn.Set(metaKey(name), appendMeta(nil, name, blob))
 	})
+	if err != nil {
+		return err
+	}
+	return x.writeBackLocked()
 }
 
 // Meta returns the blob of a name, or nil.
@@ -315,7 +325,8 @@ func (x *Index) Reset() error {
 	if err != nil {
 		return err
 	}
-	x.db, x.unlock, x.stop, x.done, x.err = fresh.db, fresh.unlock, fresh.stop, fresh.done, nil
+	x.db, x.unlock, x.stop, x.done = fresh.db, fresh.unlock, fresh.stop, fresh.done
+	x.count, x.saved, x.err = 0, 0, nil
 	return nil
 }
 
@@ -350,205 +361,4 @@ func (x *Index) readyLocked() error {
 		return fmt.Errorf("index %s %w", x.dir, ErrClosed)
 	}
 	return x.err
-}
-
-// pagesLocked lists the pages in [from, to] that exist in the cache or in the database, ascending.
-func (x *Index) pagesLocked(from, to uint64) ([]uint64, error) {
-	var pages []uint64
-	for number := range x.cache {
-		if from <= number && number <= to {
-			pages = append(pages, number)
-		}
-	}
-	txn := x.db.NewTransaction(false)
-	defer txn.Discard()
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{indexPageKey}})
-	defer it.Close()
-	for it.Seek(pageKey(from)); it.Valid(); it.Next() {
-		number, ok := parsePageKey(it.Item().Key())
-		if ok && number > to {
-			break
-		}
-		if ok && x.cache[number] == nil {
-			pages = append(pages, number)
-		}
-	}
-	slices.Sort(pages)
-	return pages, nil
-}
-
-// readPageLocked fills a blank page from the database. A value that does not check is absent.
-func (x *Index) readPageLocked(number uint64, p *indexPage) error {
-	ok, err := x.viewLocked(pageKey(number), func(v []byte) error {
-		x.stats.PageReads++
-		return decodePage(v, number, p)
-	})
-	if !ok {
-		p.known = [len(p.known)]uint64{}
-	}
-	return err
-}
-
-// viewLocked shows fn the value of a key and reports whether there is one that fn accepts.
-func (x *Index) viewLocked(key []byte, fn func(v []byte) error) (bool, error) {
-	found := false
-	err := x.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(key)
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error {
-			found = fn(v) == nil
-			if !found {
-				x.stats.BadValues++
-			}
-			return nil
-		})
-	})
-	if err != nil {
-		return false, fmt.Errorf("read index %s, key %x: %w", x.dir, key, err)
-	}
-	return found, nil
-}
-
-// writeBackLocked makes the dirty pages durable, in ascending order, a few at a time.
-func (x *Index) writeBackLocked() error {
-	var dirty []uint64
-	for number, p := range x.cache {
-		if p.dirty {
-			dirty = append(dirty, number)
-		}
-	}
-	slices.Sort(dirty)
-	const perCommit = 16 // badger takes 15 % of a memtable in one transaction
-	for batch := range slices.Chunk(dirty, perCommit) {
-		x.buf = x.buf[:0]
-		err := x.commitLocked(func(txn *badger.Txn) error {
-			for _, number := range batch {
-				if err := x.setPageLocked(txn, number); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		for _, number := range batch {
-			x.cache[number].dirty = false
-		}
-		x.stats.PageWrites += uint64(len(batch))
-	}
-	return nil
-}
-
-// setPageLocked adds a page's value to a transaction; a page that knows nothing has none. The values of
-// one transaction lie in x.buf until it is committed.
-func (x *Index) setPageLocked(txn *badger.Txn, number uint64) error {
-	p := &x.cache[number].indexPage
-	if p.count() == 0 {
-		return txn.Delete(pageKey(number))
-	}
-	start := len(x.buf)
-	x.buf = appendPage(x.buf, number, p)
-	return txn.Set(pageKey(number), x.buf[start:len(x.buf):len(x.buf)])
-}
-
-// commitLocked runs one transaction, durably. Its failure is sticky.
-func (x *Index) commitLocked(fill func(*badger.Txn) error) error {
-	err := checkRoom(x.dir)
-	if err == nil {
-		txn := x.db.NewTransaction(true)
-		defer txn.Discard()
-		if err = fill(txn); err == nil {
-			err = txn.Commit()
-		}
-	}
-	if err == nil {
-		// Badger syncs the contents of a new file, but not always its name.
-		err = syncDir(x.dir)
-	}
-	if err != nil {
-		x.err = fmt.Errorf("write index %s: %w", x.dir, err)
-	}
-	return x.err
-}
-
-// checkRoom fails where badger would be killed by a full disk.
-func checkRoom(dir string) error {
-	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err != nil {
-		return fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	if room := s.Bavail * uint64(s.Bsize); room < indexReserve {
-		return fmt.Errorf("%w: %d bytes, at least %d: %w", ErrIndexNoRoom, room, indexReserve, unix.ENOSPC)
-	}
-	return nil
-}
-
-// eachPage calls fn for every page's value in ascending order. v is valid during the call.
-func eachPage(txn *badger.Txn, fn func(number uint64, v []byte) error) error {
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{indexPageKey}})
-	defer it.Close()
-	for it.Rewind(); it.Valid(); it.Next() {
-		number, ok := parsePageKey(it.Item().Key())
-		if !ok {
-			continue
-		}
-		if err := it.Item().Value(func(v []byte) error { return fn(number, v) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-const removedSuffix = ".removed"
-
-// RemoveIndex removes an index that nobody has open, durably and as a whole: a crash in between leaves
-// all of it or nothing, never an older state. That there is none is no error.
-func RemoveIndex(dir string) error {
-	if err := finishRemoval(dir); err != nil {
-		return fmt.Errorf("remove index %s: %w", dir, err)
-	}
-	err := os.Rename(dir, dir+removedSuffix)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(dir))
-	}
-	if err == nil {
-		err = finishRemoval(dir)
-	}
-	if err != nil {
-		return fmt.Errorf("remove index %s: %w", dir, err)
-	}
-	return nil
-}
-
-// finishRemoval clears away what an interrupted RemoveIndex has left.
-func finishRemoval(dir string) error { return os.RemoveAll(dir + removedSuffix) }
-
-// indexLogger keeps the last error that badger reports from its own goroutines; the rest is noise.
-type indexLogger struct {
-	mu   sync.Mutex
-	text string
-}
-
-func (l *indexLogger) Errorf(format string, args ...any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text = string(bytes.TrimSpace(fmt.Appendf(nil, format, args...)))
-}
-func (l *indexLogger) Warningf(string, ...any) {}
-func (l *indexLogger) Infof(string, ...any)    {}
-func (l *indexLogger) Debugf(string, ...any)   {}
-
-func (l *indexLogger) last() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text
 }

@@ -216,11 +216,18 @@ func dumpIndex(w io.Writer, dir string) error {
 		}
 	}
 	var log indexLogger
-	db, err := openBadger(indexOptions(dir, &log).WithReadOnly(true))
+	var db *badger.DB
+	err := checkTables(dir)
+	if err == nil {
+		db, err = openBadger(indexOptions(dir, &log).WithReadOnly(true))
+	}
 	if err != nil {
 		return fmt.Errorf("open index %s for reading: %w", dir, err)
 	}
 	defer db.Close()
+	if _, err := checkCount(db, dir); err != nil {
+		return fmt.Errorf("index %s: %w", dir, err)
+	}
 	fmt.Fprintf(w, "index %s\n", dir)
 	txn := db.NewTransaction(false)
 	defer txn.Discard()

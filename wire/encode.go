@@ -3,7 +3,6 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 )
 
 // The metas, one diagram and one append function each; decode.go holds the other half of each pair. One
@@ -58,7 +57,7 @@ func appendFrame(b []byte, m Message) ([]byte, error) {
 		kind:    m.Type(),
 		meta:    uint32(len(meta)),
 		payload: payload,
-		metaCRC: crc32.Checksum(meta, castagnoli),
+		metaCRC: checksum(meta),
 	})
 	return b, nil
 }

@@ -137,6 +137,8 @@ type header struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
 // putHeader fills b[:HeaderSize].
 func putHeader(b []byte, h header) {
 	b = b[:HeaderSize]
@@ -147,7 +149,7 @@ func putHeader(b []byte, h header) {
 	binary.LittleEndian.PutUint32(b[8:], h.meta)
 	binary.LittleEndian.PutUint32(b[12:], h.payload)
 	binary.LittleEndian.PutUint32(b[16:], h.metaCRC)
-	binary.LittleEndian.PutUint32(b[headerCRCAt:], crc32.Checksum(b[:headerCRCAt], castagnoli))
+	binary.LittleEndian.PutUint32(b[headerCRCAt:], checksum(b[:headerCRCAt]))
 }
 
 // checkPreamble looks at as much of magic and version as b holds. b may be longer: what is there of it
@@ -174,7 +176,7 @@ func parseHeader(b []byte) (header, error) {
 	if len(b) != HeaderSize {
 		return header{}, fmt.Errorf("%w: header of %d bytes, want %d", ErrProtocol, len(b), HeaderSize)
 	}
-	got, want := crc32.Checksum(b[:headerCRCAt], castagnoli), binary.LittleEndian.Uint32(b[headerCRCAt:])
+	got, want := checksum(b[:headerCRCAt]), binary.LittleEndian.Uint32(b[headerCRCAt:])
 	if got != want {
 		return header{}, fmt.Errorf("%w: frame header has CRC32C %08x, says %08x", ErrCorrupt, got, want)
 	}
@@ -201,7 +203,7 @@ func parseHeader(b []byte) (header, error) {
 
 // checkMeta compares a meta with the checksum in its header.
 func checkMeta(h header, meta []byte) error {
-	if got := crc32.Checksum(meta, castagnoli); got != h.metaCRC {
+	if got := checksum(meta); got != h.metaCRC {
 		return fmt.Errorf("%w: meta of %v has CRC32C %08x, says %08x", ErrCorrupt, h.kind, got, h.metaCRC)
 	}
 	return nil

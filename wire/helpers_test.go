@@ -5,8 +5,11 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // samples are one message of each type, with a payload for Data; each has a golden file in testdata.
@@ -126,14 +129,21 @@ func receiveAll(c *Conn) (ms []Message, mismatches int, err error) {
 // ends are the two sides of a connection that a test runs over.
 func ends(t testing.TB, network string) (a, b net.Conn) {
 	t.Helper()
-	if network == "pipe" {
-		a, b, err := Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { a.Close(); b.Close() })
-		return a, b
+	switch network {
+	case "pipe":
+		a, b = Pipe()
+	case "unix":
+		a, b = socketPair(t)
+	default:
+		a, b = dialled(t)
 	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// dialled is a TCP connection over loopback.
+func dialled(t testing.TB) (a, b net.Conn) {
+	t.Helper()
 	l, err := Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -147,8 +157,25 @@ func ends(t testing.TB, network string) (a, b net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
+}
+
+// socketPair is what Pipe could be instead: see BenchmarkConn.
+func socketPair(t testing.TB) (a, b net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		if conns[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close() // conns[i] has a duplicate
+	}
+	return conns[0], conns[1]
 }
 
 // pair is two Conns that are established and end with the test.
@@ -162,7 +189,7 @@ func pair(t testing.TB, network string, o ConnOptions) (a, b *Conn) {
 	return a, b
 }
 
-var networks = []string{"tcp", "pipe"}
+var networks = []string{"tcp", "unix", "pipe"}
 
 // yield lets others run, within a loop that waits for a condition.
 func yield() { time.Sleep(50 * time.Microsecond) }

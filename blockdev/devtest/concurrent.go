@@ -149,3 +149,30 @@ func (m *model) wander(lo, hi int64, rounds int, seed uint64) error {
 	}
 	return nil
 }
+
+// testZeroBesideWrite zeroes a whole page beside a read-modify-write in it: what that had read before must
+// not come back.
+func testZeroBesideWrite(t *testing.T, open Opener) {
+	m := newModel(open(t, 64<<10))
+	got := make([]byte, 4096)
+	for r := range 200 {
+		if _, err := m.dev.WriteAt(bytes.Repeat([]byte{1}, 4096), 8192); err != nil {
+			t.Fatal(err)
+		}
+		together(t, 2, func(w int) error {
+			if w == 0 {
+				return m.dev.Zero(8192, 4096, r%2 == 0)
+			}
+			_, err := m.dev.WriteAt(bytes.Repeat([]byte{2}, 10), 8192+100)
+			return err
+		})
+		if _, err := m.dev.ReadAt(got, 8192); err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range got {
+			if b != 0 && !(b == 2 && i >= 100 && i < 110) {
+				t.Fatalf("round %d: byte %d is %#x after the page was zeroed", r, i, b)
+			}
+		}
+	}
+}

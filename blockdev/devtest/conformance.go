@@ -27,6 +27,7 @@ func Conformance(t *testing.T, open Opener) {
 	t.Run("Flush", func(t *testing.T) { testFlush(t, open) })
 	t.Run("OneSector", func(t *testing.T) { testOneSector(t, open) })
 	t.Run("OneSectorAligned", func(t *testing.T) { testOneSectorAligned(t, open) })
+	t.Run("ZeroBesideWrite", func(t *testing.T) { testZeroBesideWrite(t, open) })
 	t.Run("Random", func(t *testing.T) { testRandom(t, open) })
 }
 

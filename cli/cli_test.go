@@ -1,0 +1,344 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/blkmirror/blkmirror/engine"
+)
+
+// mainEnv makes the test binary behave as the program, for tests that need a process of its own.
+const mainEnv = "BLKMIRROR_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(mainEnv) != "" {
+		os.Exit(Main(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+type outcome struct {
+	code           int
+	stdout, stderr string
+}
+
+func call(t *testing.T, args ...string) outcome {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code := Main(t.Context(), args, strings.NewReader(""), &stdout, &stderr)
+	return outcome{code, stdout.String(), stderr.String()}
+}
+
+func TestMisuseExitsWith2AndPointsAtHelp(t *testing.T) {
+	tests := []struct{ args, says, next string }{
+		{"", "no command given", "blkmirror --help"},
+		{"snyc a b", `unknown command "snyc"; did you mean sync?`, "blkmirror --help"},
+		{"zzzzzzzzz", `unknown command "zzzzzzzzz"`, "blkmirror --help"},
+		{"--json status", "flags go behind it", "blkmirror --help"},
+		{"sync", "SRC is missing", "sync --help"},
+		{"sync a", "DST is missing", "sync --help"},
+		{"sync a b c", `unexpected argument "c"`, "sync --help"},
+		{"sync a b --jsno", "unknown flag --jsno; did you mean --json?", "sync --help"},
+		{"sync -json a b", "unknown flag -json; did you mean --json?", "sync --help"},
+		{"sync a b --state", "--state needs a value", "sync --help"},
+		{"sync a b --state --json", "write --state=--json", "sync --help"},
+		{"sync a b --state=", "needs a value that is not empty", "sync --help"},
+		{"sync a b --json=maybe", "takes true or false", "sync --help"},
+		{"sync a b --rate fast", `invalid value "fast" for flag --rate`, "sync --help"},
+		{"sync a b --rate 0", "leave the flag away", "sync --help"},
+		{"sync a b --block-size 5000", "power of two", "sync --help"},
+		{"sync a b --block-size 2M", "power of two", "sync --help"},
+		{"sync a b --retry soon", "--retry", "sync --help"},
+		{"sync a b --retry -1s", "must not be negative", "sync --help"},
+		{"sync a http://b/c", "blk://", ""},
+		{"sync a blk://127.0.0.1:1/v", "no identities yet", ""},
+		{"serve", "no volume given", "serve --help"},
+		{"serve --volume a", "NAME=PATH", "serve --help"},
+		{"serve --volume a=b --volume a=c", "given twice", "serve --help"},
+		{"serve --volume a/b=c", "letters, digits", "serve --help"},
+		{"serve --volume a=b", "no identities yet", ""},
+		{"serve --volume a=b extra", `unexpected argument "extra"`, "serve --help"},
+		{"status a b", `unexpected argument "b"`, "status --help"},
+		{"inspect", "PATH is missing", "inspect --help"},
+		{"completion", "is missing", "completion --help"},
+		{"completion tcsh", `unknown shell "tcsh"`, "completion --help"},
+		{"version now", `unexpected argument "now"`, "version --help"},
+		{"bench", "no command given", "bench --help"},
+		{"bench snyc", "did you mean sync?", "bench --help"},
+		{"bench sync --pairs x", "--pairs", "bench sync --help"},
+		{"bench sync --pairs 0", "at least 1", "bench sync --help"},
+		{"bench sync --scenario delta-5k", "did you mean delta-4k?", "bench sync --help"},
+		{"quickstart --size 1", "at least", "quickstart --help"},
+	}
+	for _, test := range tests {
+		t.Run(test.args, func(t *testing.T) {
+			got := call(t, strings.Fields(test.args)...)
+			if got.code != exitUsage || got.stdout != "" {
+				t.Errorf("exit %d with %q on standard output", got.code, got.stdout)
+			}
+			if !strings.Contains(got.stderr, test.says) || !strings.Contains(got.stderr, test.next) {
+				t.Errorf("says %q, not %q and %q", got.stderr, test.says, test.next)
+			}
+			if lines := strings.Count(got.stderr, "\n"); lines != 2 {
+				t.Errorf("%d lines instead of 2: %s", lines, got.stderr)
+			}
+		})
+	}
+}
+
+func TestFlagsMayStandAnywhere(t *testing.T) {
+	tests := []struct {
+		args        []string
+		flags, rest []string
+	}{
+		{[]string{"sync", "a", "b", "--json"}, []string{"--json"}, []string{"a", "b"}},
+		{[]string{"sync", "--json", "a", "--state", "s", "b"}, []string{"--json", "--state=s"}, []string{"a", "b"}},
+		{[]string{"sync", "--state=s", "a", "--json=false", "b"}, []string{"--state=s", "--json=false"}, []string{"a", "b"}},
+		{[]string{"sync", "--json", "--", "--state", "-b"}, []string{"--json"}, []string{"--state", "-b"}},
+		{[]string{"sync", "a", "--", "--json"}, nil, []string{"a", "--json"}},
+		{[]string{"sync", "-", "json"}, nil, []string{"-", "json"}},
+		{[]string{"sync", "--state", "a=b,c d", "help", "h"}, []string{"--state=a=b,c d"}, []string{"help", "h"}},
+	}
+	for _, test := range tests {
+		got, err := parseArgs((&app{}).commands(), test.args)
+		if err != nil {
+			t.Errorf("%q: %v", test.args, err)
+		}
+		if diff := cmp.Diff(test.flags, got.flags) + cmp.Diff(test.rest, got.args); diff != "" {
+			t.Errorf("%q: %s", test.args, diff)
+		}
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range []string{"--help", "-h", "help", "sync --help", "help sync", "sync a b c d --help", "sync --nothing", "bench --help",
+		"help bench sync", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h"} {
+		got := call(t, strings.Fields(args)...)
+		if args == "sync --nothing" {
+			continue // no help, see above
+		}
+		if got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "Usage:") {
+			t.Errorf("%s: %+v", args, got)
+		}
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	of := func(kind engine.Kind) error {
+		return fmt.Errorf("around: %w", &engine.Error{Kind: kind, Err: errors.New("x")})
+	}
+	tests := []struct {
+		err  error
+		code int
+	}{
+		{nil, 0},
+		{errors.New("x"), 1},
+		{of(engine.KindOther), 1},
+		{of(engine.KindUsage), 2},
+		{usageError{}, 2},
+		{of(engine.KindNetwork), 3},
+		{of(engine.KindAuth), 4},
+		{of(engine.KindIntegrity), 5},
+		{of(engine.KindDevice), 6},
+		{of(engine.KindState), 7},
+		{&engine.Error{Kind: engine.KindNetwork, Err: context.Canceled}, 1},
+		{&interruptedError{}, 1},
+	}
+	for _, test := range tests {
+		if got := exitCode(test.err); got != test.code {
+			t.Errorf("%v: exit %d instead of %d", test.err, got, test.code)
+		}
+	}
+}
+
+func TestErrorStyle(t *testing.T) {
+	var b bytes.Buffer
+	printError(&b, &engine.Error{Op: "open target", On: "/x", Err: errors.New("it is mounted"), Next: "unmount it"})
+	if want := "blkmirror: open target /x: it is mounted\n  next: unmount it\n"; b.String() != want {
+		t.Errorf("printed %q instead of %q", b.String(), want)
+	}
+}
+
+// writeImage makes a small disk with something in it.
+func writeImage(t *testing.T, path string, size int) {
+	t.Helper()
+	content := bytes.Repeat([]byte("0123456789abcdef"), size/16)
+	clear(content[:size/4])
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSyncPrintsOneJSONObjectAlone(t *testing.T) {
+	dir := t.TempDir()
+	source, target := filepath.Join(dir, "a b"), filepath.Join(dir, "c,d")
+	writeImage(t, source, 1<<20)
+	got := call(t, "sync", source, "--json", target, "--state", filepath.Join(dir, "state"))
+	if got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	var report map[string]any
+	if err := json.Unmarshal([]byte(got.stdout), &report); err != nil {
+		t.Fatalf("%v: %s", err, got.stdout)
+	}
+	for _, key := range []string{"source", "target", "size", "scanned_bytes", "shipped_bytes", "wire_bytes", "skipped_bytes",
+		"zero_bytes", "resumed_bytes", "retried_blocks", "seconds"} {
+		if _, ok := report[key]; !ok {
+			t.Errorf("%s is missing in %s", key, got.stdout)
+		}
+	}
+	if _, ok := report["error"]; ok || report["size"] != float64(1<<20) {
+		t.Errorf("report %s", got.stdout)
+	}
+	want, _ := os.ReadFile(source)
+	if have, err := os.ReadFile(target); err != nil || !bytes.Equal(want, have) {
+		t.Errorf("target differs: %v", err)
+	}
+	human := call(t, "sync", source, target, "--state", filepath.Join(dir, "state"))
+	if human.code != 0 || human.stderr != "" || !strings.HasPrefix(human.stdout, "synced 1.00 MiB") {
+		t.Errorf("%+v", human)
+	}
+}
+
+func TestSyncThatCannotOpenPrintsNothingOnStdout(t *testing.T) {
+	dir := t.TempDir()
+	got := call(t, "sync", "--json", filepath.Join(dir, "missing"), filepath.Join(dir, "b"), "--state", dir)
+	if got.code != exitDevice || got.stdout != "" || !strings.Contains(got.stderr, "missing") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestReportWithError(t *testing.T) {
+	var b bytes.Buffer
+	a := &app{stdout: &output{w: &b}}
+	a.printReport(engine.Report{Size: 5}, errors.New("a <b> & c"))
+	if !strings.Contains(b.String(), `"error":"a <b> & c"`) || strings.Count(b.String(), "\n") != 1 {
+		t.Errorf("printed %s", b.String())
+	}
+}
+
+func TestInterruptedSyncTellsHowFarItCame(t *testing.T) {
+	o := engine.SyncOptions{Source: engine.Endpoint{Path: "a"}, Target: engine.Endpoint{Path: "b"}}
+	var p engine.Progress
+	p.Size.Store(4 << 20)
+	p.Scanned.Store(1 << 20)
+	p.Resumed.Store(1 << 20)
+	var b bytes.Buffer
+	printError(&b, interruptedSync(o, &p))
+	want := "blkmirror: sync a to b: interrupted at 2.00 MiB of 4.00 MiB (50.0 %)\n  next: run the same command again: it goes on from there\n"
+	if b.String() != want {
+		t.Errorf("printed %q", b.String())
+	}
+}
+
+func TestStdoutThatCannotBeWrittenIsAnError(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	if code := Main(t.Context(), []string{"version"}, strings.NewReader(""), full, &bytes.Buffer{}); code != exitOther {
+		t.Errorf("exit %d", code)
+	}
+}
+
+func TestStatusWithoutDaemon(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "no.sock")
+	t.Setenv(controlEnv, socket)
+	got := call(t, "status")
+	if got.code != exitNetwork || !strings.Contains(got.stderr, socket) || !strings.Contains(got.stderr, "next:") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// program starts this test binary as blkmirror.
+func program(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+	cmd.Env = append(os.Environ(), mainEnv+"=1")
+	return cmd
+}
+
+func TestServeStatusSyncAndSIGTERM(t *testing.T) {
+	dir := t.TempDir()
+	source, target, control := filepath.Join(dir, "src"), filepath.Join(dir, "dst"), filepath.Join(dir, "c.sock")
+	writeImage(t, source, 1<<20)
+	config := filepath.Join(dir, "config.toml")
+	text := fmt.Sprintf("insecure = true\nlisten = '127.0.0.1:0'\ncontrol = '%s'\nstate = '%s'\n[volume.backup]\npath = '%s'\n",
+		control, filepath.Join(dir, "node"), target)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	node := program(t, "serve", "--config", config)
+	var log bytes.Buffer
+	node.Stderr = &log
+	if err := node.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	gone := make(chan struct{})
+	go func() { defer close(gone); ended <- node.Wait() }()
+	status, err := awaitNode(t.Context(), control, gone)
+	if err != nil {
+		t.Fatal(err, log.String())
+	}
+	address := "blk://" + status.Listen + "/backup"
+	if got := call(t, "sync", "--insecure", source, address, "--state", filepath.Join(dir, "state")); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+	if got := call(t, "status", "backup", "--control", control); got.code != 0 || !strings.Contains(got.stdout, target) {
+		t.Errorf("%+v", got)
+	}
+	if got := call(t, "status", "--json", "--control", control); !json.Valid([]byte(got.stdout)) {
+		t.Errorf("%+v", got)
+	}
+	if got := call(t, "status", "nothing", "--control", control); got.code != exitState || !strings.Contains(got.stderr, "nothing") {
+		t.Errorf("%+v", got)
+	}
+	node.Process.Signal(syscall.SIGTERM)
+	if err := <-ended; err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, log.String())
+	}
+	want, _ := os.ReadFile(source)
+	if have, err := os.ReadFile(target); err != nil || !bytes.Equal(want, have) {
+		t.Errorf("target differs: %v", err)
+	}
+}
+
+func TestQuickstart(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	got := call(t, "quickstart", "--size", "16M")
+	if got.code != 0 || !strings.Contains(got.stdout, "   equal\n") || got.stderr != "" {
+		t.Errorf("%+v", got)
+	}
+	if left, _ := os.ReadDir(os.TempDir()); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestQuickstartKeeps(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "demo")
+	got := call(t, "quickstart", "--size", "16M", "--keep", dir)
+	if got.code != 0 || !strings.Contains(got.stdout, "To go on:") {
+		t.Errorf("%+v", got)
+	}
+	for _, image := range []string{"disk.img", "copy.img"} {
+		if info, err := os.Stat(filepath.Join(dir, image)); err != nil || info.Size() != 16<<20 {
+			t.Errorf("%s: %v", image, err)
+		}
+	}
+	if again := call(t, "quickstart", "--size", "16M", "--keep", dir); again.code != exitDevice {
+		t.Errorf("a folder that is not empty: %+v", again)
+	}
+}

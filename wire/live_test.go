@@ -1,0 +1,248 @@
+package wire
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// brisk options make the tests short; nothing is asserted about how long anything takes.
+var brisk = ConnOptions{PingEvery: 10 * time.Millisecond, DeadAfter: 100 * time.Millisecond}
+
+// TestSilentPeer: a peer that takes bytes and says nothing, and one that takes none, are given up as
+// timeouts, for the reader and the writer.
+func TestSilentPeer(t *testing.T) {
+	for _, network := range networks {
+		for _, reads := range []bool{true, false} {
+			x, y := ends(t, network)
+			conn := NewConn(x, brisk)
+			conn.Established()
+			if reads {
+				go io.Copy(io.Discard, y) // ends with the connection
+			}
+			writer := make(chan error, 1)
+			if !reads {
+				go func() {
+					for {
+						if err := conn.Send(block(1, 0, MaxBlock, 0)); err != nil {
+							writer <- err
+							return
+						}
+					}
+				}()
+			}
+			_, err := conn.Next()
+			if !errors.Is(err, ErrSilent) || Classify(err) != ClassTimeout {
+				t.Errorf("%s, peer reads %v: reader got %v", network, reads, err)
+			}
+			if !reads {
+				if err := <-writer; !errors.Is(err, ErrSilent) {
+					t.Errorf("%s: writer got %v", network, err)
+				}
+			}
+			conn.Close(nil)
+		}
+	}
+}
+
+// TestIdle: two that have nothing to say stay together for many times DeadAfter, and measure.
+func TestIdle(t *testing.T) {
+	for _, network := range networks {
+		a, b := pair(t, network, ConnOptions{PingEvery: 5 * time.Millisecond, DeadAfter: time.Minute})
+		for _, c := range []*Conn{a, b} {
+			go c.Next() // ends with the connection
+		}
+		for a.RTT() == 0 || b.RTT() == 0 || a.Received() < 50*(HeaderSize+pingSize) {
+			if a.Err() != nil || b.Err() != nil {
+				t.Fatalf("%s: %v, %v", network, a.Err(), b.Err())
+			}
+			yield()
+		}
+	}
+}
+
+// TestSlowWrite: one frame that takes many times DeadAfter is no silence as long as some of it moves,
+// though the peer says nothing all the while.
+func TestSlowWrite(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			x, y := ends(t, network)
+			o := ConnOptions{PingEvery: 50 * time.Millisecond, DeadAfter: 500 * time.Millisecond}
+			conn := NewConn(x, o)
+			defer conn.Close(nil)
+			conn.Established()
+			go conn.Next() // ends with the connection
+			sent := make(chan error, 1)
+			const frames = 24
+			go func() {
+				for i := range frames {
+					if err := conn.Send(block(uint64(i), 0, MaxBlock, 0)); err != nil {
+						sent <- err
+						return
+					}
+				}
+				sent <- nil
+			}()
+			// A sip every 20 ms takes the peer several times DeadAfter.
+			total, sip := 0, make([]byte, 384<<10)
+			for total < frames*MaxBlock {
+				n, err := io.ReadAtLeast(y, sip, 1)
+				if err != nil {
+					t.Fatalf("after %d bytes: %v, connection %v", total, err, conn.Err())
+				}
+				total += n
+				time.Sleep(20 * time.Millisecond) // the slow link itself, not synchronisation
+			}
+			if err := <-sent; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestBusyHere: while this side does not read, the peer is not called dead.
+func TestBusyHere(t *testing.T) {
+	w := watch{conn: bareConn(nil), acked: func() (int64, bool) { return 0, false }}
+	w.conn.options = ConnOptions{}.withDefaults()
+	w.conn.live.established.Store(true)
+	for range 100 {
+		if err := w.look(time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.conn.live.reading.Store(true)
+	for i := range 20 {
+		err := w.look(time.Second)
+		if dead := i >= 9; dead != errors.Is(err, ErrSilent) {
+			t.Fatalf("%d s of silence: %v", i+1, err)
+		}
+	}
+	// Bytes are life, in whichever direction; pings that went out are not.
+	for i := range 100 {
+		if i%2 == 0 {
+			w.conn.received.Add(1)
+		} else {
+			w.conn.sent.Add(1)
+		}
+		if err := w.look(9 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	for i := 0; i < 20 && err == nil; i++ {
+		w.conn.control.Add(32)
+		w.conn.sent.Add(32)
+		err = w.look(time.Second)
+	}
+	if !errors.Is(err, ErrSilent) {
+		t.Errorf("pings alone kept the connection alive: %v", err)
+	}
+	// A long round trip makes it wait longer.
+	w.conn.rtt.Store(int64(20 * time.Second))
+	w.silent = 0
+	for i := range 90 {
+		err := w.look(time.Second)
+		if dead := i >= 79; dead != errors.Is(err, ErrSilent) {
+			t.Fatalf("round trip of 20 s, %d s of silence: %v", i+1, err)
+		}
+	}
+}
+
+// TestHandshakeTimeout: a peer that connects and says nothing does not stay; one that is established may.
+func TestHandshakeTimeout(t *testing.T) {
+	x, _ := ends(t, "tcp")
+	conn := NewConn(x, ConnOptions{HandshakeTimeout: 20 * time.Millisecond})
+	defer conn.Close(nil)
+	if _, err := conn.Next(); !errors.Is(err, ErrHandshakeTimeout) || Classify(err) != ClassTimeout {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestPingWhileSending: the reader takes Pings while its own side's Send is blocked, and the Pong comes
+// as soon as the write moves on.
+func TestPingWhileSending(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			x, y := ends(t, network)
+			conn := NewConn(x, ConnOptions{DeadAfter: time.Minute})
+			defer conn.Close(nil)
+			got := make(chan Message)
+			go func() {
+				for {
+					m, err := conn.Next()
+					if err != nil {
+						close(got)
+						return
+					}
+					got <- m
+				}
+			}()
+			go func() {
+				for conn.Send(block(1, 0, MaxBlock, 0)) == nil { // until the connection ends
+				}
+			}()
+			waitBlocked(conn)
+			if _, err := y.Write(append(frame(t, &Ping{42}), frame(t, &Window{7})...)); err != nil {
+				t.Fatal(err)
+			}
+			// The Window behind the Ping arrives while the Send is blocked: the reader did not wait.
+			if m := <-got; m.(*Window).Granted != 7 {
+				t.Fatalf("received %v", m)
+			}
+			findPong(t, y, 42)
+			y.Close()
+			<-got
+		})
+	}
+}
+
+// findPong reads frames off a connection until the Pong comes.
+func findPong(t *testing.T, nc net.Conn, want int64) {
+	t.Helper()
+	head := make([]byte, HeaderSize)
+	for {
+		if _, err := io.ReadFull(nc, head); err != nil {
+			t.Fatal(err)
+		}
+		h, err := parseHeader(head)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := make([]byte, h.meta+h.payload)
+		if _, err := io.ReadFull(nc, body); err != nil {
+			t.Fatal(err)
+		}
+		if h.kind != TypePong {
+			continue
+		}
+		m, err := decodeMeta(h, body)
+		if err != nil || m.(*Pong).Sent != want {
+			t.Fatalf("Pong %v, %v; want %d", m, err, want)
+		}
+		return
+	}
+}
+
+// TestReset: a connection that is cut in the middle of a frame is a reset for both directions.
+func TestReset(t *testing.T) {
+	whole := frame(t, block(1, 0, 64<<10, 0))
+	for _, hard := range []bool{true, false} {
+		for _, n := range []int{3, HeaderSize, HeaderSize + 10, len(whole) - 1} {
+			x, y := ends(t, "tcp")
+			conn := NewConn(x, ConnOptions{})
+			if _, err := y.Write(whole[:n]); err != nil {
+				t.Fatal(err)
+			}
+			if hard {
+				y.(*net.TCPConn).SetLinger(0) // close sends a reset
+			}
+			y.Close()
+			_, _, err := receiveAll(conn)
+			if Classify(err) != ClassReset {
+				t.Errorf("hard %v, cut after %d bytes: %v (%s)", hard, n, err, Classify(err))
+			}
+		}
+	}
+}
