@@ -24,7 +24,7 @@ type Result struct {
 type Scenario struct {
 	Name       string      `json:"name"`
 	About      string      `json:"about"`
-	Bytes      int64       `json:"bytes"`
+	Bytes      int64       `json:"bytes"` // of the image; of its data, where it is huge
 	Contenders []Contender `json:"contenders"`
 	Ratios     []Ratio     `json:"ratios"`
 	Skipped    []Skipped   `json:"skipped,omitempty"`

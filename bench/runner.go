@@ -177,7 +177,7 @@ func (r *runner) useDevices() error {
 func (r *runner) makeSources(ctx context.Context, s *scenario, m *Scenario) error {
 	big, small, size := r.sourceOf(false), r.sourceOf(true), r.options.Size
 	if s.huge {
-		m.Bytes = 256 * size
+		m.Bytes = size / 4
 		return errors.Join(writeImage(ctx, big, 256*size, size/4, s.content, 1), writeImage(ctx, small, size/4, size/4, s.content, 1))
 	}
 	if err := WriteImage(ctx, big, size, s.content, 1); err != nil || s.changed == 0 {

@@ -113,7 +113,7 @@ func (f *filler) next(n int) []byte {
 }
 
 func makeText(random *rand.Rand) []byte {
-	words := make([][]byte, 4000)
+	words := make([][]byte, 400)
 	for i := range words {
 		word := make([]byte, 2+random.IntN(9))
 		for j := range word {

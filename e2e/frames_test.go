@@ -13,6 +13,7 @@ import (
 
 const (
 	typeHello     = 1
+	typeOpened    = 3
 	typeRefused   = 4
 	typeData      = 7
 	typeZero      = 8

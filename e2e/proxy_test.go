@@ -25,6 +25,7 @@ type proxy struct {
 	toServer atomic.Int64 // bytes, headers and all
 	naks     atomic.Int64
 	flushed  atomic.Int64 // highest position in a Flushed
+	resumes  atomic.Int64 // Opened frames that go on from a recorded point
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -138,6 +139,10 @@ func (p *proxy) fromServer(server, client net.Conn) {
 			return
 		}
 		switch f.kind() {
+		case typeOpened:
+			if f.u64(16) > 0 {
+				p.resumes.Add(1)
+			}
 		case typeNak:
 			p.naks.Add(int64(len(f.meta) / 56))
 		case typeFlushed:

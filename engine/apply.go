@@ -83,11 +83,7 @@ func (t *target) hashDevice(ctx context.Context, off, n int64, hashes []wire.Has
 	if _, err := t.store.dev.ReadAt(buf, off); err != nil {
 		return deviceError("read target", "", err)
 	}
-	for i := range hashes {
-		b := buf[int64(i)*t.blockSize:]
-		b = b[:min(t.blockSize, int64(len(b)))]
-		hashes[i] = hashOf(b)
-	}
+	t.hashBlocks(buf, hashes)
 	return nil
 }
 
@@ -126,21 +122,7 @@ func (t *target) writeRun(ctx context.Context, r *run) error {
 	defer t.pool.Put(r.buf)
 	bad := make([]wire.NakCause, len(r.parts))
 	found := make([]wire.Hash, len(r.parts))
-	for i := range r.parts {
-		p := &r.parts[i]
-		raw := r.buf[p.lo:p.hi]
-		if p.packed != nil {
-			err := wire.Unpack(p.codec, raw, p.packed)
-			t.pool.Put(p.packed)
-			if err != nil {
-				bad[i] = wire.NakCodec
-				continue
-			}
-		}
-		if found[i] = wire.Sum(raw); found[i] != p.hash {
-			bad[i] = wire.NakHash
-		}
-	}
+	t.check(r, bad, found)
 	for i := 0; i < len(r.parts); {
 		j := i + 1
 		for j < len(r.parts) && bad[j] == bad[i] {
@@ -155,6 +137,31 @@ func (t *target) writeRun(ctx context.Context, r *run) error {
 	}
 	t.answer(r, bad, found)
 	return nil
+}
+
+// check unpacks the frames of a run and hashes what they hold: found is the target's own checksum of each,
+// and bad says which are not what they should be.
+func (t *target) check(r *run, bad []wire.NakCause, found []wire.Hash) {
+	pair := pairHasher{hashes: found}
+	for i := range r.parts {
+		p := &r.parts[i]
+		raw := r.buf[p.lo:p.hi]
+		if p.packed != nil {
+			err := wire.Unpack(p.codec, raw, p.packed)
+			t.pool.Put(p.packed)
+			if err != nil {
+				bad[i] = wire.NakCodec
+				continue
+			}
+		}
+		pair.add(i, raw)
+	}
+	pair.flush()
+	for i := range r.parts {
+		if bad[i] == 0 && found[i] != r.parts[i].hash {
+			bad[i] = wire.NakHash
+		}
+	}
 }
 
 // writeStretch writes parts [i, j) of a run, which are contiguous and good.

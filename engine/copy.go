@@ -75,19 +75,17 @@ func (s *source) read(ctx context.Context, buf []byte, off int64) error {
 	return nil
 }
 
-// hash finds the zero blocks of a span and hashes the others. buf is private to the caller, so the hash
-// is of the very bytes that will be sent, whoever writes to the device meanwhile. A target behind its
-// last data wants all but the zeroes.
+// hash hashes the blocks of a span. buf is private to the caller, so the hash is of the very bytes that
+// will be sent, whoever writes to the device meanwhile. A target behind its last data wants all but the
+// zeroes.
 func (s *source) hash(buf []byte) []block {
-	blocks := make([]block, 0, (int64(len(buf))+s.blockSize-1)/s.blockSize)
-	for len(buf) > 0 {
-		b := buf[:min(s.blockSize, int64(len(buf)))]
-		buf = buf[len(b):]
-		if blockdev.IsZero(b) {
-			blocks = append(blocks, block{hash: zeroBlockHash(int64(len(b))), zero: true})
-		} else {
-			blocks = append(blocks, block{hash: wire.Sum(b), wanted: true})
-		}
+	hashes := make([]wire.Hash, (int64(len(buf))+s.blockSize-1)/s.blockSize)
+	s.hashBlocks(buf, hashes)
+	blocks := make([]block, len(hashes))
+	for i, h := range hashes {
+		n := min(s.blockSize, int64(len(buf))-int64(i)*s.blockSize)
+		zero := h == zeroBlockHash(n)
+		blocks[i] = block{hash: h, zero: zero, wanted: !zero}
 	}
 	return blocks
 }

@@ -1,6 +1,9 @@
 package engine
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // What the copy pipeline may hold and how long it waits. Every queue of the engine is bounded by one of
 // these, in bytes or in entries of known size.
@@ -20,13 +23,14 @@ const (
 	maxOffers     = sourceChunks
 	maxUnacked    = 16 << 10 // entries: the window divided by the smallest cost, and zeroes
 
-	maxReships   = 3 // of one block, before a mismatch is final
-	flushEvery   = 2 * time.Second
-	openTimeout  = 60 * time.Second // a target that lives may take that long to open its device
-	slotTimeout  = 5 * time.Second  // what a new session waits for the end of a former one
-	byeTimeout   = 5 * time.Second  // what a stopping side grants the other for its last words
-	backoffFirst = 200 * time.Millisecond
-	backoffMax   = 30 * time.Second
+	maxReships      = 3 // of one block, before a mismatch is final
+	flushEvery      = 2 * time.Second
+	lastFlushNumber = math.MaxUint64   // of the Flush that nobody waits for
+	openTimeout     = 60 * time.Second // a target that lives may take that long to open its device
+	slotTimeout     = 5 * time.Second  // what a new session waits for the end of a former one
+	byeTimeout      = 5 * time.Second  // what a stopping side grants the other for its last words
+	backoffFirst    = 200 * time.Millisecond
+	backoffMax      = 30 * time.Second
 
 	recheckBlocks  = 512      // blocks that are looked up in the index at once: one of its pages
 	maxDoubts      = 64 << 10 // extents; more are merged into one that covers all

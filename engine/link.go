@@ -22,6 +22,11 @@ type link struct {
 	prog   *Progress
 	before int64 // bytes on the wire before this connection
 
+	// parting makes what is sent before the farewell of a session that is not done. May be nil.
+	parting func() []wire.Message
+	// late takes what arrives after the session has ended here. May be nil.
+	late func(wire.Message)
+
 	// Written by the reader, read after it has ended: what the peer said last (Halt, Bye or Refused).
 	remote error
 }
@@ -51,9 +56,13 @@ func (l *link) run(handle func(wire.Message) error, work func() error) error {
 	}
 	err := context.Cause(l.ctx)
 	if m := farewell(err); m != nil {
+		var words []wire.Message
+		if l.parting != nil && !errors.Is(err, errDone) {
+			words = l.parting()
+		}
 		// Best effort: the peer may be gone. It closes when it has read this, and our reader sees that;
 		// closing first could destroy the farewell in the peer's receive queue.
-		if l.conn.Send(m) != nil {
+		if l.conn.Send(append(words, m)...) != nil {
 			l.conn.Close(err)
 		}
 	} else {
@@ -95,6 +104,9 @@ func (l *link) read(handle func(wire.Message) error) {
 			return
 		}
 		if l.ctx.Err() != nil {
+			if l.late != nil {
+				l.late(m)
+			}
 			continue
 		}
 		if err := handle(m); err != nil {

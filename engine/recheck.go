@@ -82,14 +82,16 @@ func (r *recheck) chunk(ctx context.Context, off, n int64, entries []journal.Ent
 	if _, err := r.store.dev.ReadAt(buf, off); err != nil {
 		return deviceError("read target", "", err)
 	}
+	hashes := make([]wire.Hash, len(entries))
+	r.hashBlocks(buf, hashes)
 	for i, e := range entries {
 		lo := int64(i) * r.blockSize
 		hi := min(lo+r.blockSize, n)
-		equal := blockdev.IsZero(buf[lo:hi])
+		want := zeroBlockHash(hi - lo)
 		if e.Known {
-			equal = !equal && wire.Sum(buf[lo:hi]) == e.Hash
+			want = e.Hash
 		}
-		if !equal {
+		if hashes[i] != want {
 			r.doubt(off+lo, hi-lo)
 			if err := r.store.forget(off+lo, hi-lo); err != nil {
 				return err

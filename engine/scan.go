@@ -67,12 +67,43 @@ func (g geometry) scan(ctx context.Context, dev blockdev.Device, r blockdev.Exte
 	return nil
 }
 
-// hashOf is the SHA-256 of a block. Zeroes, which are common, are recognised faster than they are hashed.
-func hashOf(p []byte) wire.Hash {
-	if blockdev.IsZero(p) {
-		return zeroBlockHash(int64(len(p)))
+// hashBlocks hashes every block of buf into hashes, which has one element for each. Zero blocks, which are
+// common, are recognised faster than they are hashed; the others are hashed two at a time.
+func (g geometry) hashBlocks(buf []byte, hashes []wire.Hash) {
+	pair := pairHasher{hashes: hashes}
+	for i := range hashes {
+		b := buf[int64(i)*g.blockSize:]
+		b = b[:min(g.blockSize, int64(len(b)))]
+		if blockdev.IsZero(b) {
+			hashes[i] = zeroBlockHash(int64(len(b)))
+		} else {
+			pair.add(i, b)
+		}
 	}
-	return wire.Sum(p)
+	pair.flush()
+}
+
+// pairHasher hashes what it is given two at a time.
+type pairHasher struct {
+	hashes  []wire.Hash
+	waiting []byte
+	at      int // of waiting, in hashes
+}
+
+func (p *pairHasher) add(i int, b []byte) {
+	if p.waiting == nil {
+		p.waiting, p.at = b, i
+		return
+	}
+	p.hashes[p.at], p.hashes[i] = wire.SumPair(p.waiting, b)
+	p.waiting = nil
+}
+
+func (p *pairHasher) flush() {
+	if p.waiting != nil {
+		p.hashes[p.at] = wire.Sum(p.waiting)
+		p.waiting = nil
+	}
 }
 
 // zeroHashes holds the hashes of zero blocks by the logarithm of their size, made when first wanted.

@@ -201,7 +201,7 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 	err = t.run(t.handle, t.work)
 	res.committed, res.sourceChanged = t.committed, t.changed
 	if !t.committed && (t.recheck == nil || t.recheck.clean()) {
-		store.interrupted()
+		store.interrupted(t.confirmed)
 	}
 	if t.committed || (err == nil && store.dryRun) {
 		prog.Scanned.Store(open.Size - prog.Resumed.Load())

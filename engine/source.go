@@ -83,7 +83,18 @@ func newSource(l *link, g geometry, dev blockdev.Device, opened *wire.Opened, o 
 		again:   make(chan *record, maxUnacked),
 		answers: make(chan wire.Message, 1),
 	}
+	s.parting = s.lastFlush
 	return s
+}
+
+// lastFlush names what is confirmed when the session ends before its time, so that the next one can go on
+// from there.
+func (s *source) lastFlush() []wire.Message {
+	mark, last := s.tracker.confirmed()
+	if mark == 0 || s.options.dryRun {
+		return nil
+	}
+	return []wire.Message{&wire.Flush{Number: lastFlushNumber, Position: mark, LastHash: last}}
 }
 
 // work copies everything and returns when the target has committed it.

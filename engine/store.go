@@ -230,11 +230,14 @@ func (s *targetStore) settle(complete bool) error {
 
 // interrupted leaves a run that did not complete so that the next one can go on without comparing
 // again, if that is possible. Errors are only told: the state before is as good, if slower.
-func (s *targetStore) interrupted() {
+func (s *targetStore) interrupted(confirmed *wire.Flush) {
 	if s.dryRun || s.failed.Load() {
 		return
 	}
 	err := s.makeDurable()
+	if err == nil && confirmed != nil {
+		err = s.progress(confirmed.Position, confirmed.LastHash)
+	}
 	if err == nil {
 		err = s.settle(false)
 	}

@@ -252,7 +252,9 @@ func (c *copier) local(ctx context.Context) error {
 		_, targetErr = runTarget(ctx, toSource, p, new(Progress))
 		toSource.Close(targetErr)
 	})
-	_, err := runSource(ctx, toTarget, c.source, c.sourceParams(), c.Progress)
+	p := c.sourceParams()
+	p.noCompress = true // there is no wire to spare
+	_, err := runSource(ctx, toTarget, c.source, p, c.Progress)
 	toTarget.Close(err)
 	target.Wait()
 	// The half that failed says more than the one that was told.

@@ -37,6 +37,7 @@ type target struct {
 	// Owned by the reader.
 	gathering *run // that is being gathered, nil between runs
 	chain     wire.Chain
+	confirmed *wire.Flush // the last one, nil: none
 
 	offers chan *wire.Offer
 	writes chan *run // also carries zeroes
@@ -80,6 +81,12 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 		duties:  make(chan duty, 4),
 		acks:    newAckQueue(),
 	}
+	l.late = func(m wire.Message) {
+		// Both sides of a local sync are stopped at once, and the source's last word is still worth having.
+		if f, ok := m.(*wire.Flush); ok && f.Number == lastFlushNumber {
+			t.takeFlush(f) // one that makes no sense is not noted, and nobody is left to be told
+		}
+	}
 	if answer.Flags&wire.OpenedRecheck != 0 {
 		t.recheck = newRecheck(t.geometry, store, answer.ResumeFrom, t.pool)
 	}
@@ -119,7 +126,7 @@ func (t *target) handle(m wire.Message) error {
 	case *wire.Zero:
 		return t.takeZero(m)
 	case *wire.Flush:
-		return t.takeDuty(duty{flush: m})
+		return t.takeFlush(m)
 	case *wire.Commit:
 		return t.takeDuty(duty{commit: m, records: t.chain.Records(), chain: t.chain.Sum()})
 	}
@@ -132,6 +139,20 @@ type duty struct {
 	commit  *wire.Commit
 	records uint64
 	chain   wire.Hash
+}
+
+// takeFlush notes what the source says is confirmed. If the session ends before the duty was done, it is
+// done then (targetStore.interrupted).
+func (t *target) takeFlush(m *wire.Flush) error {
+	if t.options&wire.OpenDryRun != 0 || m.Position < 0 || m.Position > t.size ||
+		(m.Position%t.blockSize != 0 && m.Position != t.size) {
+		return protocolError("Flush at %d", m.Position)
+	}
+	t.confirmed = m
+	if m.Number == lastFlushNumber {
+		return nil
+	}
+	return t.takeDuty(duty{flush: m})
 }
 
 func (t *target) takeDuty(d duty) error {
@@ -254,10 +275,6 @@ func (t *target) routineDuty(ctx context.Context) error {
 // flush makes the prefix that the source found confirmed durable, and then remembers it: data, index,
 // progress, in this order, so that progress never promises what a power cut can take back.
 func (t *target) flush(m *wire.Flush) error {
-	if t.options&wire.OpenDryRun != 0 || m.Position < 0 || m.Position > t.size ||
-		(m.Position%t.blockSize != 0 && m.Position != t.size) {
-		return protocolError("Flush at %d", m.Position)
-	}
 	if err := t.store.makeDurable(); err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ type IndexStats struct {
 // through memory maps of sparse files, where a full disk is SIGBUS.
 const indexReserve = 128 << 20
 
-// indexOptions keep badger's share of the memory small: see BenchmarkIndexMemory.
+// indexOptions keep badger's share of the memory small: see TestIndexMemory.
 func indexOptions(dir string, log badger.Logger) badger.Options {
 	o := badger.DefaultOptions(dir)
 	o.TableSizeMultiplier = 1 // a table is built in memory at twice its size, on every level

@@ -1,13 +1,16 @@
 package journal_test
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -119,26 +122,78 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// What was synced is there after a kill: the folder is copied while the index has it open.
-func TestIndexSyncIsDurable(t *testing.T) {
-	dir := t.TempDir()
-	x := openIndex(t, dir+"/a")
+// killedIndexEnv names the folder that a child process of TestIndexSurvivesKill works on.
+const killedIndexEnv = "BLKMIRROR_KILLED_INDEX"
+
+// killRounds puts, deletes and syncs, round by round, and calls synced behind each; it keeps a model.
+func killRounds(x *journal.Index, synced func(round uint64, model map[uint64][32]byte) error) error {
 	model := map[uint64][32]byte{}
 	for round := range uint64(4) {
-		for b := round * 40_000; b < round*40_000+60_000; b += 1 + b%3 {
+		first := round * 40_000
+		for b := first; b < first+60_000; b += 1 + b%3 {
 			model[b] = hashOf(b, round)
-			must(t, x.Put(b, model[b]))
+			if err := x.Put(b, model[b]); err != nil {
+				return err
+			}
 		}
-		must(t, x.Delete(round*40_000+100, 5000))
-		for b := round*40_000 + 100; b < round*40_000+5100; b++ {
+		for b := first + 100; b < first+5100; b++ {
 			delete(model, b)
 		}
-		must(t, x.Sync())
-		copied := fmt.Sprintf("%s/copy%d", dir, round)
-		must(t, os.CopyFS(copied, os.DirFS(dir+"/a")))
-		y := openIndex(t, copied)
-		wantIndex(t, y, model, 200_000)
-		must(t, y.Close())
+		if err := errors.Join(x.Delete(first+100, 5000), x.Sync(), synced(round, model)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// What was synced is there after a kill -9, exactly: the child is killed when it says that a round is
+// synced, and has only badger's own goroutines at work then.
+func TestIndexSurvivesKill(t *testing.T) {
+	if dir := os.Getenv(killedIndexEnv); dir != "" {
+		must(t, killRounds(openIndex(t, dir), func(round uint64, _ map[uint64][32]byte) error {
+			fmt.Printf("synced %d\n", round)
+			_, err := os.Stdin.Read(make([]byte, 1))
+			return err
+		}))
+		return
+	}
+	states := map[uint64]map[uint64][32]byte{}
+	must(t, killRounds(openIndex(t, t.TempDir()), func(round uint64, model map[uint64][32]byte) error {
+		states[round] = maps.Clone(model)
+		return nil
+	}))
+	for round, state := range states {
+		dir := t.TempDir()
+		killAfter(t, dir, round)
+		if out, err := dumped(t, dir, dir); err != nil || !strings.Contains(out, fmt.Sprintf(", %d blocks, 0 bad", len(state))) {
+			t.Errorf("dump after a kill: %v\n%.300s", err, out)
+		}
+		x := openIndex(t, dir)
+		wantIndex(t, x, state, 200_000)
+		must(t, x.Close())
+	}
+}
+
+// killAfter runs the child on a folder and kills it when a round is synced.
+func killAfter(t *testing.T, dir string, round uint64) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestIndexSurvivesKill$")
+	cmd.Env = append(os.Environ(), killedIndexEnv+"="+dir)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for done := false; !done && lines.Scan(); {
+		if done = lines.Text() == fmt.Sprintf("synced %d", round); !done {
+			_, err := in.Write([]byte{1})
+			must(t, err)
+		}
+	}
+	must(t, cmd.Process.Kill())
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("the child was to be killed, and ended with %v", err)
 	}
 }
 

@@ -8,9 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/table"
 )
 
 // Badger takes a log that is cut or rotten in the middle for one that ends there, and goes on with what it
@@ -102,20 +102,30 @@ func checkCount(db *badger.DB, dir string) (uint64, error) {
 	return have, nil
 }
 
-// checkTables looks at the end of each table. Where the lengths there are nonsense badger would panic in a
-// goroutine of its own, and take the process along; everything else it checks itself.
+// checkTables looks at the end of each table that counts. Where the lengths there are nonsense badger would
+// panic in a goroutine of its own, and take the process along; everything else it checks itself. A table
+// that the manifest does not name was being made or removed when the process was killed; badger removes it.
 //
 //	index | length of the index, 4 | checksum | length of the checksum, 4, big-endian both
 func checkTables(dir string) error {
-	entries, err := os.ReadDir(dir)
+	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".sst") {
-			continue
+	defer f.Close()
+	manifest, _, err := badger.ReplayManifestFile(f, 0, indexOptions(dir, &indexLogger{}))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrIndexDamaged, err)
+	}
+	for id := range manifest.Tables {
+		err := checkTable(table.NewFilename(id, dir))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrIndexDamaged, err)
 		}
-		if err := checkTable(filepath.Join(dir, e.Name())); err != nil {
+		if err != nil {
 			return err
 		}
 	}
