@@ -85,7 +85,7 @@ func TestKillLocalSync(t *testing.T) {
 	if *long {
 		n = 100
 	}
-	src, dst := randomImage(t, filepath.Join(dir, "src"), 128*mib), filepath.Join(dir, "dst")
+	src, dst := randomImage(t, filepath.Join(dir, "src"), 256*mib), filepath.Join(dir, "dst")
 	args := []string{"sync", "--json", "--state", filepath.Join(dir, "state"), src, dst}
 	slow := append(append([]string(nil), args...), "--rate", "10M")
 	rng := rand.New(random(t))
@@ -109,29 +109,48 @@ func TestKillLocalSync(t *testing.T) {
 
 // Who writes to a half-made copy after its target was killed is found out, also below the confirmed point.
 func TestForeignWritesAfterKill(t *testing.T) {
-	interrupt := map[string]func(*server, *proc){
-		"killed":     func(s *server, c *proc) { s.kill(); c.kill() },
-		"terminated": func(s *server, c *proc) { c.kill(); until(t, "the session to end", func() bool { return s.sessions() == 0 }); s.kill() },
+	cases := []struct {
+		name       string
+		killServer bool
+		lastBlock  bool // that the confirmed point rests on
+	}{
+		{"server killed", true, false},
+		{"server killed, last confirmed block changed", true, true},
+		{"client killed", false, false},
 	}
-	for name, end := range interrupt {
-		t.Run(name, func(t *testing.T) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
 			dir := folder(t)
 			src, dst := randomImage(t, filepath.Join(dir, "src"), 64*mib), filepath.Join(dir, "dst")
 			state := filepath.Join(dir, "state")
 			s := serve(t, state, "v="+dst)
 			p := newProxy(t, s.addr)
-			c := start(t, "sync", "--insecure", "--rate", "8M", src, p.url("v"))
-			until(t, "durable progress", func() bool { return p.flushed.Load() > 4*mib })
-			end(s, c)
-
-			for _, at := range []int64{100, 2*mib + 4096, p.flushed.Load() - block, 60 * mib} {
+			client := start(t, "sync", "--insecure", "--rate", "8M", src, p.url("v"))
+			until(t, "durable progress", func() bool { return p.flushed.Load() > 6*mib })
+			if c.killServer {
+				s.kill()
+				client.kill()
+			} else {
+				client.kill()
+				until(t, "the end of the session", func() bool { return s.sessions() == 0 })
+				s.kill()
+			}
+			confirmed := p.flushed.Load()
+			places := []int64{100, 2*mib + 4096, 4*mib - 3, 60 * mib}
+			if c.lastBlock {
+				places = append(places, confirmed-block)
+			}
+			for _, at := range places {
 				put(t, dst, at, []byte("somebody was here"))
 			}
 			s = serve(t, state, "v="+dst)
 			p.backend.Store(s.addr)
 			rep := syncJSON(t, "--insecure", src, p.url("v"))
 			equal(t, src, dst)
-			t.Logf("confirmed %d; next run: resumed %d, skipped %d, shipped %d", p.flushed.Load(), rep.Resumed, rep.Skipped, rep.Shipped)
+			t.Logf("confirmed %d; next run: resumed %d, skipped %d, shipped %d", confirmed, rep.Resumed, rep.Skipped, rep.Shipped)
+			if (rep.Resumed > 0) == c.lastBlock {
+				t.Errorf("resumed %d", rep.Resumed)
+			}
 		})
 	}
 }

@@ -204,6 +204,12 @@ func TestSyncRemoteBothWays(t *testing.T) {
 // stopAfterProgress runs a sync, slowly, and stops it when some of it is durable at the target.
 func (s *syncer) stopAfterProgress(src, dst string) Report {
 	s.t.Helper()
+	return s.stopWhen(src, dst, 10*time.Millisecond, func(p *Progress) bool { return p.Durable.Load() > 0 })
+}
+
+// stopWhen runs a sync, slowly, and stops it when enough is true.
+func (s *syncer) stopWhen(src, dst string, flushEvery time.Duration, enough func(*Progress) bool) Report {
+	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
 	defer cancel()
 	prog := new(Progress)
@@ -211,13 +217,13 @@ func (s *syncer) stopAfterProgress(src, dst string) Report {
 	watch.Go(func() {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
-		for prog.Durable.Load() == 0 && ctx.Err() == nil {
+		for !enough(prog) && ctx.Err() == nil {
 			<-tick.C
 		}
 		cancel()
 	})
 	rep, err := s.try(ctx, src, dst, func(o *SyncOptions) {
-		o.Progress, o.RateLimit, o.NoCompress, o.flushEvery = prog, 24*mib, true, 10*time.Millisecond
+		o.Progress, o.RateLimit, o.NoCompress, o.flushEvery = prog, 4*mib, true, flushEvery
 	})
 	cancel()
 	watch.Wait()
@@ -256,6 +262,26 @@ func TestSyncResumes(t *testing.T) {
 			if shipped += rep.ShippedBytes; shipped > rep.Size-rep.ZeroBytes {
 				t.Errorf("shipped %d in total, one copy is at most %d", shipped, rep.Size)
 			}
+		})
+	}
+}
+
+// A sync that is told to stop leaves behind what is confirmed by then, not what was when it last asked.
+func TestStopNamesWhatIsConfirmed(t *testing.T) {
+	src := image(t, "src", 48*mib, 33)
+	for _, remote := range []bool{false, true} {
+		t.Run(fmt.Sprint("remote ", remote), func(t *testing.T) {
+			s := newSyncer(t)
+			path := filepath.Join(t.TempDir(), "dst")
+			dst := path
+			if remote {
+				dst = "blk://" + startNode(t, map[string]string{"v": path}).addr + "/v"
+			}
+			s.stopWhen(src, dst, time.Hour, func(p *Progress) bool { return p.Shipped.Load() > 2*mib })
+			if rep := s.run(src, dst); rep.ResumedBytes == 0 {
+				t.Error("the next run went on from 0")
+			}
+			mustEqual(t, src, path)
 		})
 	}
 }

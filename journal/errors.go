@@ -17,6 +17,9 @@ var (
 	ErrLocked = errors.New("is in use by another process")
 	// ErrIndexDamaged marks an index that cannot be opened. RemoveIndex and a new one are the remedy.
 	ErrIndexDamaged = errors.New("index is damaged")
+	// ErrIndexUnclean marks an index whose user was killed: the next one to open it recovers it, which
+	// writes, so that Dump does not.
+	ErrIndexUnclean = errors.New("was not closed cleanly and can be shown only after its next use")
 	// ErrUnknownPath marks a path that holds nothing that this package writes.
 	ErrUnknownPath = errors.New("is neither a log, a segment, a sync folder nor an index")
 )

@@ -165,8 +165,8 @@ func TestIndexSurvivesKill(t *testing.T) {
 	for round, state := range states {
 		dir := t.TempDir()
 		killAfter(t, dir, round)
-		if out, err := dumped(t, dir, dir); err != nil || !strings.Contains(out, fmt.Sprintf(", %d blocks, 0 bad", len(state))) {
-			t.Errorf("dump after a kill: %v\n%.300s", err, out)
+		if _, err := dumped(t, dir, dir); !errors.Is(err, journal.ErrIndexUnclean) {
+			t.Errorf("dump after a kill: %v", err)
 		}
 		x := openIndex(t, dir)
 		wantIndex(t, x, state, 200_000)

@@ -221,6 +221,9 @@ func dumpIndex(w io.Writer, dir string) error {
 	if err == nil {
 		db, err = openBadger(indexOptions(dir, &log).WithReadOnly(true))
 	}
+	if errors.Is(err, badger.ErrTruncateNeeded) {
+		return fmt.Errorf("index %s %w", dir, ErrIndexUnclean)
+	}
 	if err != nil {
 		return fmt.Errorf("open index %s for reading: %w", dir, err)
 	}
