@@ -66,6 +66,10 @@ func newFrame(kind byte, meta []byte) *frame {
 // seal computes the checksums of a frame that was edited.
 func (f *frame) seal() {
 	binary.LittleEndian.PutUint32(f.header[16:], crc32.Checksum(f.meta, castagnoli))
+	f.sealHeader()
+}
+
+func (f *frame) sealHeader() {
 	binary.LittleEndian.PutUint32(f.header[20:], crc32.Checksum(f.header[:20], castagnoli))
 }
 
@@ -83,6 +87,15 @@ func hello(volume string) *frame {
 	binary.LittleEndian.PutUint16(meta[42:], uint16(len(software)))
 	binary.LittleEndian.PutUint16(meta[44:], uint16(len(volume)))
 	return newFrame(typeHello, append(meta, name+software+volume...))
+}
+
+// helloOf is the answer of an acceptor with a role: 1 source, 2 target.
+func helloOf(role byte) *frame {
+	f := hello("")
+	binary.LittleEndian.PutUint32(f.meta[32:], 0)
+	f.meta[36] = role
+	f.seal()
+	return f
 }
 
 // metaLimits are the lengths that the page's table allows.

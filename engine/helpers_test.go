@@ -54,6 +54,18 @@ func image(t *testing.T, name string, size int64, seed uint64) string {
 	return path
 }
 
+// denseImage makes a file of random data, with no zero block in it.
+func denseImage(t *testing.T, size int64, seed uint64) string {
+	t.Helper()
+	buf := make([]byte, size)
+	fill(rand.New(rand.NewPCG(seed, 3)), buf)
+	path := filepath.Join(t.TempDir(), "src")
+	if err := os.WriteFile(path, buf, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func fill(r *rand.Rand, buf []byte) {
 	for i := range buf {
 		buf[i] = byte(r.Uint32())

@@ -223,7 +223,7 @@ func (s *syncer) stopWhen(src, dst string, flushEvery time.Duration, enough func
 		cancel()
 	})
 	rep, err := s.try(ctx, src, dst, func(o *SyncOptions) {
-		o.Progress, o.RateLimit, o.NoCompress, o.flushEvery = prog, 4*mib, true, flushEvery
+		o.Progress, o.RateLimit, o.NoCompress, o.flushEvery = prog, 12*mib, true, flushEvery
 	})
 	cancel()
 	watch.Wait()
@@ -235,7 +235,7 @@ func (s *syncer) stopWhen(src, dst string, flushEvery time.Duration, enough func
 
 // A sync that is stopped goes on where it was, and ships nothing twice but what was in flight.
 func TestSyncResumes(t *testing.T) {
-	src := image(t, "src", 48*mib, 31)
+	src := denseImage(t, 48*mib, 31)
 	for _, remote := range []bool{false, true} {
 		t.Run(fmt.Sprint("remote ", remote), func(t *testing.T) {
 			s := newSyncer(t)
@@ -268,7 +268,7 @@ func TestSyncResumes(t *testing.T) {
 
 // A sync that is told to stop leaves behind what is confirmed by then, not what was when it last asked.
 func TestStopNamesWhatIsConfirmed(t *testing.T) {
-	src := image(t, "src", 48*mib, 33)
+	src := denseImage(t, 48*mib, 33)
 	for _, remote := range []bool{false, true} {
 		t.Run(fmt.Sprint("remote ", remote), func(t *testing.T) {
 			s := newSyncer(t)
@@ -277,7 +277,8 @@ func TestStopNamesWhatIsConfirmed(t *testing.T) {
 			if remote {
 				dst = "blk://" + startNode(t, map[string]string{"v": path}).addr + "/v"
 			}
-			s.stopWhen(src, dst, time.Hour, func(p *Progress) bool { return p.Shipped.Load() > 2*mib })
+			// More than all spans that can be under way, so that the first of them is confirmed.
+			s.stopWhen(src, dst, time.Hour, func(p *Progress) bool { return p.Shipped.Load() > (sourceChunks+2)*mib })
 			if rep := s.run(src, dst); rep.ResumedBytes == 0 {
 				t.Error("the next run went on from 0")
 			}
@@ -289,7 +290,7 @@ func TestStopNamesWhatIsConfirmed(t *testing.T) {
 // The half-made copy is changed between two runs: blindly going on would leave the change in.
 func TestResumeSeesForeignWrites(t *testing.T) {
 	s := newSyncer(t)
-	src := image(t, "src", 48*mib, 41)
+	src := denseImage(t, 48*mib, 41)
 	dst := filepath.Join(t.TempDir(), "dst")
 	s.stopAfterProgress(src, dst)
 	scribble(t, dst, 40, 1)
@@ -303,7 +304,7 @@ func TestResumeSeesForeignWrites(t *testing.T) {
 // The source is changed between two runs: its fingerprint is another, and everything is looked at.
 func TestResumeSeesChangedSource(t *testing.T) {
 	s := newSyncer(t)
-	src := image(t, "src", 48*mib, 51)
+	src := denseImage(t, 48*mib, 51)
 	dst := filepath.Join(t.TempDir(), "dst")
 	s.stopAfterProgress(src, dst)
 	scribble(t, src, 40, 1)

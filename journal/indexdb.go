@@ -98,6 +98,7 @@ func (x *Index) writeBackLocked() error {
 			x.cache[number].dirty = false
 		}
 		x.stats.PageWrites += uint64(len(batch))
+		trimIfLarge(x.dir)
 	}
 	if x.saved == x.count {
 		return nil

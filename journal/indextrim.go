@@ -32,9 +32,15 @@ func runTrim(dir string, stop <-chan struct{}, done chan<- struct{}) {
 			return
 		case <-tick.C:
 		}
-		if mappedBytes() > indexMappedMax && trimTables(dir) != nil {
-			return // an old kernel: the pages stay until it wants them
-		}
+		trimIfLarge(dir)
+	}
+}
+
+// trimIfLarge is also called by who writes, so that nobody writes faster than pages are given back. An old
+// kernel that refuses only keeps the pages until it wants them.
+func trimIfLarge(dir string) {
+	if mappedBytes() > indexMappedMax {
+		_ = trimTables(dir)
 	}
 }
 

@@ -215,14 +215,15 @@ func dumpIndex(w io.Writer, dir string) error {
 			return fmt.Errorf("index %s %w", dir, ErrLocked)
 		}
 	}
+	// A clean close leaves no log of a memtable; one that is left has to be cut by who opens it.
+	if logs, err := filepath.Glob(filepath.Join(dir, "*.mem")); err != nil || len(logs) > 0 {
+		return errors.Join(err, fmt.Errorf("index %s %w", dir, ErrIndexUnclean))
+	}
 	var log indexLogger
 	var db *badger.DB
 	err := checkTables(dir)
 	if err == nil {
 		db, err = openBadger(indexOptions(dir, &log).WithReadOnly(true))
-	}
-	if errors.Is(err, badger.ErrTruncateNeeded) {
-		return fmt.Errorf("index %s %w", dir, ErrIndexUnclean)
 	}
 	if err != nil {
 		return fmt.Errorf("open index %s for reading: %w", dir, err)
