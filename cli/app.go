@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"runtime/pprof"
 	"slices"
 	"strings"
@@ -22,6 +23,10 @@ const name = "blkmirror"
 // processes that it measures.
 const profileEnv = "BLKMIRROR_CPUPROFILE"
 
+// memoryLimit is where the collector stops letting garbage pile up. The engine's buffers have limits of
+// their own, and are most of what there is; without this the heap could grow to twice of them.
+const memoryLimit = 160 << 20
+
 // app holds what every command needs of the outside.
 type app struct {
 	stdin  io.Reader
@@ -34,6 +39,9 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	a := &app{stdin: stdin, stdout: &output{w: stdout}, stderr: stderr}
 	ctx, stop := withSignals(ctx)
 	defer stop()
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
 
 	stopProfile, err := startProfile(os.Getenv(profileEnv))
 	if err == nil {

@@ -155,7 +155,7 @@ func diskFull(t *testing.T, kind string, remote bool) {
 // A state directory without room is an error, not a crash, and does no harm to the target.
 func TestStateDirectoryFull(t *testing.T) {
 	for _, kind := range []string{"ext4", "tmpfs"} {
-		for _, room := range []string{"0", "16", "200"} { // KiB left
+		for _, room := range []string{"0", "16", "200", "3000", "20000"} { // KiB left
 			t.Run(kind+" with "+room+" KiB", func(t *testing.T) { stateFull(t, kind, room) })
 		}
 	}
@@ -163,27 +163,33 @@ func TestStateDirectoryFull(t *testing.T) {
 
 func stateFull(t *testing.T, kind, room string) {
 	needRoot(t)
-	p := newPair(t, 64*mib)
+	p := newPair(t, 16*mib)
 	at := filepath.Join(p.dir, "small")
 	if kind == "ext4" {
-		at, _ = smallDisk(t, p.dir, "8M")
+		at, _ = smallDisk(t, p.dir, "400M")
 	} else {
-		mount(t, "tmpfs", at, "-t", "tmpfs", "-o", "size=4M")
+		mount(t, "tmpfs", at, "-t", "tmpfs", "-o", "size=400M")
 	}
-	filler := filepath.Join(at, "filler")
-	exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=4k").Run() // ends with: no space left
-	tool(t, "truncate", "-s", "-"+room+"K", filler)
 	p.state = filepath.Join(at, "state")
-	// Small blocks make the index large: it must be what does not fit.
-	r := p.sync(t, "--block-size", "4K", p.src, p.dst)
-	if r.code == 0 {
-		equal(t, p.src, p.dst)
-		t.Skip("it all fitted")
+	filler := filepath.Join(at, "filler")
+	fill := func() {
+		exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=64k").Run() // ends with: no space left
+		tool(t, "truncate", "-s", "-"+room+"K", filler)
 	}
-	r.fails(t, 6, "space")
+	fill()
+	p.sync(t, p.src, p.dst).fails(t, 6, "space")
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	p.sync(t, "--block-size", "64K", p.src, p.dst).ok(t)
-	equal(t, p.src, p.dst)
+	p.completes(t)
+	// The same with a state that is there already.
+	fill()
+	put(t, p.src, 5*mib, []byte("changed"))
+	if r := p.sync(t, p.src, p.dst); r.code != 0 {
+		r.fails(t, 6, "space")
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	p.completes(t)
 }

@@ -143,7 +143,7 @@ func mustRun(t testing.TB, args ...string) result {
 func (r result) ok(t testing.TB) result {
 	t.Helper()
 	if r.code != 0 {
-		t.Fatalf("%q: exit code %d\nstdout: %s\nstderr: %s", r.args, r.code, r.stdout, r.stderr)
+		t.Fatalf("%q: exit code %d\nstdout: %.2000s\nstderr: %.2000s", r.args, r.code, r.stdout, r.stderr)
 	}
 	return r
 }
@@ -166,7 +166,7 @@ func (r result) fails(t testing.TB, code int, words ...string) result {
 		}
 	}
 	if t.Failed() {
-		t.Logf("%q\nstdout: %s\nstderr: %s", r.args, r.stdout, r.stderr)
+		t.Logf("%q\nstdout: %.2000s\nstderr: %.2000s", r.args, r.stdout, r.stderr)
 	}
 	return r
 }

@@ -52,7 +52,7 @@ func (r *recheck) routine(ctx context.Context) error {
 // read.
 func (r *recheck) page(ctx context.Context, pos, end int64, entries []journal.Entry) error {
 	if err := r.store.index.Get(uint64(pos/r.blockSize), entries); err != nil {
-		return deviceError("read index", "", err)
+		return r.store.indexError("read index", err)
 	}
 	known := slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Known })
 	data, err := r.store.dev.NextData(pos)

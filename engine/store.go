@@ -36,6 +36,9 @@ type targetStore struct {
 	log     *journal.SyncLog
 	index   *journal.Index
 
+	indexDir     string
+	indexDamaged atomic.Bool
+
 	// failed is set when a write may have left the device in a state that nothing describes.
 	failed atomic.Bool
 }
@@ -65,16 +68,16 @@ func (s *targetStore) openState(stateDir string, facts blockdev.Facts) error {
 	if err != nil {
 		return deviceError("open progress log", dir, err)
 	}
-	indexDir := filepath.Join(dir, "index")
-	s.index, err = journal.OpenIndex(indexDir)
+	s.indexDir = filepath.Join(dir, "index")
+	s.index, err = journal.OpenIndex(s.indexDir)
 	if errors.Is(err, journal.ErrIndexDamaged) {
-		s.warn(fmt.Sprintf("the index %s is damaged and is built anew (%v)", indexDir, err))
-		if err = journal.RemoveIndex(indexDir); err == nil {
-			s.index, err = journal.OpenIndex(indexDir)
+		s.warn(fmt.Sprintf("the index %s is damaged and is built anew (%v)", s.indexDir, err))
+		if err = journal.RemoveIndex(s.indexDir); err == nil {
+			s.index, err = journal.OpenIndex(s.indexDir)
 		}
 	}
 	if err != nil {
-		return deviceError("open index", indexDir, err)
+		return deviceError("open index", s.indexDir, err)
 	}
 	return nil
 }
@@ -87,7 +90,7 @@ func (s *targetStore) resume(open *wire.Open, facts blockdev.Facts) (from int64,
 	st := s.log.State()
 	marker, err := s.index.Meta(markerName)
 	if err != nil {
-		return 0, last, false, false, deviceError("read index", "", err)
+		return 0, last, false, false, s.indexError("read index", err)
 	}
 	if string(marker) != string(indexMarker(st.BlockSize, st.Size)) || st.BlockSize != open.BlockSize || st.Size != open.Size {
 		return 0, last, false, false, nil // the index belongs to another run than the log, or to other blocks
@@ -143,7 +146,7 @@ func (s *targetStore) begin(open *wire.Open, from int64, last wire.Hash, keep in
 		err = s.index.Sync()
 	}
 	if err != nil {
-		return deviceError("prepare index", "", err)
+		return s.indexError("prepare index", err)
 	}
 	return nil
 }
@@ -160,7 +163,7 @@ func (s *targetStore) learn(off int64, h wire.Hash) error {
 		err = s.index.Put(uint64(off/s.blockSize), h)
 	}
 	if err != nil {
-		return deviceError("write index", "", err)
+		return s.indexError("write index", err)
 	}
 	return nil
 }
@@ -172,7 +175,7 @@ func (s *targetStore) forget(off, n int64) error {
 	}
 	count := (n + s.blockSize - 1) / s.blockSize
 	if err := s.index.Delete(uint64(off/s.blockSize), uint64(count)); err != nil {
-		return deviceError("write index", "", err)
+		return s.indexError("write index", err)
 	}
 	return nil
 }
@@ -181,7 +184,7 @@ func (s *targetStore) forget(off, n int64) error {
 func (s *targetStore) lookUp(off int64, hashes []wire.Hash) (bool, error) {
 	entries := make([]journal.Entry, len(hashes))
 	if err := s.index.Get(uint64(off/s.blockSize), entries); err != nil {
-		return false, deviceError("read index", "", err)
+		return false, s.indexError("read index", err)
 	}
 	for i := range entries {
 		if !entries[i].Known {
@@ -192,6 +195,18 @@ func (s *targetStore) lookUp(off int64, hashes []wire.Hash) (bool, error) {
 	return true, nil
 }
 
+// indexError wraps what the index said. One that turns out damaged is removed when the store is closed:
+// the next run builds it anew, and compares everything.
+func (s *targetStore) indexError(op string, err error) error {
+	e := deviceError(op, s.indexDir, err)
+	var own *Error
+	if errors.Is(err, journal.ErrIndexDamaged) && errors.As(e, &own) {
+		s.indexDamaged.Store(true)
+		own.Next = "run the same sync again: the index is built anew"
+	}
+	return e
+}
+
 // makeDurable flushes the device and then the index.
 func (s *targetStore) makeDurable() error {
 	if err := s.dev.Flush(); err != nil {
@@ -199,7 +214,7 @@ func (s *targetStore) makeDurable() error {
 		return deviceError("flush target", "", err)
 	}
 	if err := s.index.Sync(); err != nil {
-		return deviceError("sync index", "", err)
+		return s.indexError("sync index", err)
 	}
 	return nil
 }
@@ -251,6 +266,9 @@ func (s *targetStore) close() error {
 	var errs []error
 	if s.index != nil {
 		errs = append(errs, s.index.Close())
+		if s.indexDamaged.Load() {
+			errs = append(errs, journal.RemoveIndex(s.indexDir))
+		}
 	}
 	if s.log != nil {
 		errs = append(errs, s.log.Close())
