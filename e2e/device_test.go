@@ -155,7 +155,7 @@ func diskFull(t *testing.T, kind string, remote bool) {
 // A state directory without room is an error, not a crash, and does no harm to the target.
 func TestStateDirectoryFull(t *testing.T) {
 	for _, kind := range []string{"ext4", "tmpfs"} {
-		for _, room := range []string{"0", "16", "200", "3000", "20000"} { // KiB left
+		for _, room := range []string{"0", "16", "3000"} { // KiB left
 			t.Run(kind+" with "+room+" KiB", func(t *testing.T) { stateFull(t, kind, room) })
 		}
 	}

@@ -210,7 +210,7 @@ func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	live.cancel = cancel
-	p := targetParams{path: v.path, stateDir: s.StateDir, warn: warn}
+	p := targetParams{path: v.path, stateDir: s.StateDir, device: openFile, warn: warn}
 	p.admit = func(open *wire.Open) (func(), error) {
 		live.incarnation = open.Incarnation
 		leave, err := v.enter(ctx, live)
@@ -232,7 +232,7 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 	var end *sourceEnd
 	if err == nil {
 		defer leave()
-		end, err = openSource(v.path, warn)
+		end, err = openSource(v.path, openFile, warn)
 	}
 	if err != nil {
 		refuse(conn, err)

@@ -29,21 +29,32 @@ import (
 // told from a stranger's.
 var incarnation = rand.Uint64()
 
+// device is a disk that can be recognised again.
+type device interface {
+	blockdev.Device
+	Facts() (blockdev.Facts, error)
+}
+
+// openDevice opens a device by its path. Tests put faults into what it returns.
+type openDevice func(path string, o blockdev.Options) (device, error)
+
+func openFile(path string, o blockdev.Options) (device, error) { return blockdev.Open(path, o) }
+
 // sourceEnd is an open source.
 type sourceEnd struct {
-	dev         *blockdev.File
+	dev         device
 	facts       blockdev.Facts
 	fingerprint wire.Hash
 	devices     []wire.Hash
 }
 
 // openSource opens a path to be read.
-func openSource(path string, warn func(string)) (*sourceEnd, error) {
+func openSource(path string, open openDevice, warn func(string)) (*sourceEnd, error) {
 	names, err := blockdev.Identities(path)
 	if err != nil {
 		return nil, deviceError("open source", path, err)
 	}
-	dev, err := blockdev.Open(path, blockdev.Options{Warn: warner(warn)})
+	dev, err := open(path, blockdev.Options{Warn: warner(warn)})
 	if err != nil {
 		return nil, deviceError("open source", path, err)
 	}
@@ -152,6 +163,7 @@ func openTargetSide(ctx context.Context, conn *wire.Conn, open *wire.Open, g geo
 type targetParams struct {
 	path     string
 	stateDir string
+	device   openDevice
 	warn     func(string)
 
 	// Wishes of our own user, added to the source's.
@@ -295,7 +307,7 @@ func (p targetParams) openInto(store *targetStore, open *wire.Open, answer *wire
 			answer.Flags |= wire.OpenedCreated
 		}
 	}
-	dev, err := blockdev.Open(p.path, blockdev.Options{Write: !store.dryRun, Warn: warner(p.warn)})
+	dev, err := p.device(p.path, blockdev.Options{Write: !store.dryRun, Warn: warner(p.warn)})
 	if err != nil {
 		return deviceError("open target", p.path, err)
 	}

@@ -27,7 +27,7 @@ import (
 // In a dry run only what exists is read, and nothing is kept.
 type targetStore struct {
 	geometry
-	dev    *blockdev.File // nil: a dry run onto a target that does not exist
+	dev    device // nil: a dry run onto a target that does not exist
 	dryRun bool
 	warn   func(string)
 

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +32,9 @@ type SyncOptions struct {
 	// Progress is filled while Sync runs, to be read at any time. May be nil.
 	Progress *Progress
 
-	flushEvery time.Duration // tests: how often progress is made durable; 0: flushEvery
+	// Tests: how often progress is made durable, and how devices are opened.
+	flushEvery             time.Duration
+	openSource, openTarget openDevice
 }
 
 // Progress holds the live counters of one sync. All are bytes of the source, but RetriedBlocks.
@@ -78,6 +79,15 @@ func Sync(ctx context.Context, o SyncOptions) (Report, error) {
 	start := time.Now()
 	if o.Progress == nil {
 		o.Progress = new(Progress)
+	}
+	if o.flushEvery == 0 {
+		o.flushEvery = flushEvery
+	}
+	if o.openSource == nil {
+		o.openSource = openFile
+	}
+	if o.openTarget == nil {
+		o.openTarget = openFile
 	}
 	c := &copier{SyncOptions: o}
 	err := c.check()
@@ -150,7 +160,7 @@ func (c *copier) warn(text string) {
 func (c *copier) run(ctx context.Context) error {
 	if !c.Source.Remote() {
 		var err error
-		if c.source, err = openSource(c.Source.Path, c.warn); err != nil {
+		if c.source, err = openSource(c.Source.Path, c.openSource, c.warn); err != nil {
 			return err
 		}
 		defer c.source.dev.Close()
@@ -230,11 +240,11 @@ func (c *copier) flags() wire.OpenFlags {
 
 func (c *copier) sourceParams() sourceParams {
 	return sourceParams{volume: c.Target.Volume, blockSize: c.BlockSize, flags: c.flags(),
-		noCompress: c.NoCompress, rateLimit: c.RateLimit, flushEvery: cmp.Or(c.flushEvery, flushEvery)}
+		noCompress: c.NoCompress, rateLimit: c.RateLimit, flushEvery: c.flushEvery}
 }
 
 func (c *copier) targetParams() targetParams {
-	return targetParams{path: c.Target.Path, stateDir: c.StateDir, flags: c.flags(),
+	return targetParams{path: c.Target.Path, stateDir: c.StateDir, device: c.openTarget, flags: c.flags(),
 		noCompress: c.NoCompress, rateLimit: c.RateLimit, warn: c.warn}
 }
 
