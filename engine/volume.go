@@ -110,7 +110,7 @@ func (v *volume) measure() {
 	switch {
 	case err == nil:
 		size = dev.Info().Size
-		err = dev.Close()
+		dev.Close() // it was only read
 	case errors.Is(err, os.ErrNotExist):
 		state, text = "missing", "does not exist yet: the first sync into it creates it"
 	case errors.Is(err, blockdev.ErrBusy):
