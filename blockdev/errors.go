@@ -11,6 +11,7 @@ var (
 	ErrBusy      = errors.New("is in use by another program")
 	ErrReadOnly  = errors.New("is read-only")
 	ErrDirectory = errors.New("is a directory")
+	ErrEmpty     = errors.New("is empty")
 	ErrNotDisk   = errors.New("is neither a block device nor a regular file")
 )
 

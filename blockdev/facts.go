@@ -87,7 +87,7 @@ func (f *File) blockFacts() (Facts, error) {
 	if err != nil {
 		return Facts{}, fmt.Errorf("ask for its size: %w", err)
 	}
-	boot, err := bootID()
+	boot, err := BootID()
 	if err != nil {
 		return Facts{}, err
 	}
@@ -214,8 +214,8 @@ func (a Facts) FolderName() string {
 	return name
 }
 
-// bootID names this run of this machine's kernel.
-func bootID() (string, error) {
+// BootID names this run of this machine's kernel.
+func BootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", fmt.Errorf("boot id: %w", err)

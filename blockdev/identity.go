@@ -46,7 +46,7 @@ func identities(path string) ([]string, error) {
 	if err := checkKind(st.Mode); err != nil {
 		return nil, err
 	}
-	boot, err := bootID()
+	boot, err := BootID()
 	if err != nil {
 		return nil, err
 	}

@@ -162,20 +162,51 @@ func (f *File) claim(o Options) error {
 	return f.refuseUsedLoops(o)
 }
 
-// refuseUsedLoops looks for loop devices over what is to be written. A loop device takes no lock and no
-// claim on what it stands on, so a file system mounted through one would be written to from below.
+// refuseUsedLoops looks for other ways to the bytes that are to be written: loop devices over them, and,
+// where the target is a loop device itself, what it stands on and the other loop devices over that. A
+// loop device takes no lock and no claim on what it stands on, so a file system mounted through one would
+// be written to behind its back.
 func (f *File) refuseUsedLoops(o Options) error {
-	for _, l := range loopsOn(f.backing()) {
-		fd, err := openRetry(l.path(), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_EXCL)
-		if err == nil {
-			unix.Close(fd)
-			o.Warn("%s is also attached to %s; writes through both destroy each other", f.info.Path, l.path())
-			continue
+	under := f.backing()
+	own := uint64(0) // the loop device by which we came to under
+	for {
+		if own != 0 && under.rdev != 0 {
+			if err := refuseUsed(under.rdev, o, f.info.Path+" lies on"); err != nil {
+				return err
+			}
 		}
-		if errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("it backs %s, which %w", l.path(), whyBusy(l.rdev))
+		for _, l := range loopsOn(under) {
+			if l.rdev == own {
+				continue
+			}
+			if err := refuseUsed(l.rdev, o, f.info.Path+" has the same bytes as"); err != nil {
+				return err
+			}
 		}
-		o.Warn("%s is attached to %s, and whether that is in use is not known: %v", f.info.Path, l.path(), err)
+		if under.rdev == 0 {
+			return nil
+		}
+		l, ok := loopIn(diskDir(under.rdev))
+		if !ok {
+			return nil
+		}
+		own, under = l.rdev, l.on
+	}
+}
+
+// refuseUsed refuses when the kernel says that somebody uses the block device rdev, and warns when nobody
+// does yet. how says what it has to do with the target.
+func refuseUsed(rdev uint64, o Options, how string) error {
+	path := devPath(rdev)
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_EXCL)
+	switch {
+	case err == nil:
+		unix.Close(fd)
+		o.Warn("%s %s; writes through both destroy each other", how, path)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("it has the same bytes as %s, which %w", path, whyBusy(rdev))
+	default:
+		o.Warn("%s %s, and whether that is in use is not known: %v", how, path, err)
 	}
 	return nil
 }

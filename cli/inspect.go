@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"errors"
+
 	"github.com/urfave/cli/v2"
 
+	"github.com/blkmirror/blkmirror/engine"
 	"github.com/blkmirror/blkmirror/journal"
 )
 
@@ -15,7 +18,16 @@ func (a *app) inspectCommand() *cli.Command {
 Reads only. PATH is a segment of a journal, or a folder in the state directory.`,
 		UsageText: `blkmirror inspect /var/lib/blkmirror`,
 		Action: func(c *cli.Context) error {
-			return journal.Dump(a.stdout, c.Args().First())
+			path := c.Args().First()
+			err := journal.Dump(a.stdout, path)
+			if err == nil || a.stdout.err != nil {
+				return err
+			}
+			next := "check the path and its permissions; the state directory holds what can be inspected"
+			if errors.Is(err, journal.ErrDamaged) || errors.Is(err, journal.ErrIndexDamaged) {
+				next = "the next sync sets aside what is damaged, and compares everything"
+			}
+			return &engine.Error{Kind: engine.KindDevice, Op: "inspect", On: path, Err: err, Next: next}
 		},
 	}
 }

@@ -153,7 +153,7 @@ func TestTwoSyncsIntoOneTarget(t *testing.T) {
 }
 
 func TestTwoSyncsIntoOneVolume(t *testing.T) {
-	p := newPair(t, 64*mib)
+	p := newPair(t, 56*mib)
 	s := serve(t, p.state, "v="+p.dst)
 	first := start(t, "sync", "--json", "--insecure", "--rate", "4M", p.src, s.url("v"))
 	until(t, "the first session", func() bool { return s.sessions() == 1 })

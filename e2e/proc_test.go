@@ -67,7 +67,8 @@ func launch(t testing.TB, env []string, line ...string) *proc {
 	t.Helper()
 	p := &proc{t: t, cmd: exec.Command(line[0], line[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
-	p.cmd.Env = append(os.Environ(), env...)
+	// The race detector would sleep for a second at each end.
+	p.cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0"), env...)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("start %q: %v", line, err)
 	}

@@ -45,7 +45,12 @@ func loop(t testing.TB, file string, options ...string) string {
 	needRoot(t)
 	line := append([]string{"losetup", "--find", "--show"}, options...)
 	dev := tool(t, append(line, file)...)
-	t.Cleanup(func() { tool(t, "losetup", "--detach", dev) })
+	// BLKROSET outlives an attachment: whoever had this device before may have left it.
+	tool(t, "blockdev", "--setrw", dev)
+	t.Cleanup(func() {
+		tool(t, "blockdev", "--setrw", dev)
+		tool(t, "losetup", "--detach", dev)
+	})
 	return dev
 }
 

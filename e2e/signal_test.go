@@ -9,7 +9,7 @@ import (
 
 // slowPush starts a push that takes some time, through a proxy, and waits until some of it is durable.
 func slowPush(t *testing.T, extra ...string) (p pair, s *server, through *proxy, client *proc) {
-	p = newPair(t, 64*mib)
+	p = newPair(t, 48*mib)
 	s = serve(t, p.state, "v="+p.dst)
 	through = newProxy(t, s.addr)
 	args := []string{"sync", "--insecure", "--rate", "6M", p.src, through.url("v")}

@@ -43,26 +43,33 @@ func (t *target) compare(ctx context.Context, m *wire.Offer) ([]byte, error) {
 			return nil, err
 		}
 	}
+	equal := 0 // blocks found equal that the index does not know of
+	learn := func(end int) error {
+		first := end - equal
+		equal = 0
+		return t.store.learn(m.Offset+int64(first)*t.blockSize, m.Hashes[first:end])
+	}
 	for i, h := range m.Hashes {
 		off := m.Offset + int64(i)*t.blockSize
 		n := t.blockEnd(off) - off
-		if h != known[i] {
-			bits[i/8] |= 1 << (i % 8)
-			if t.options&wire.OpenDryRun != 0 && h != zeroBlockHash(n) {
-				t.prog.Shipped.Add(n)
+		if h == known[i] {
+			if h != zeroBlockHash(n) {
+				t.prog.Skipped.Add(n)
+			}
+			if !indexed {
+				equal++
 			}
 			continue
 		}
-		if h != zeroBlockHash(n) {
-			t.prog.Skipped.Add(n)
+		bits[i/8] |= 1 << (i % 8)
+		if t.options&wire.OpenDryRun != 0 && h != zeroBlockHash(n) {
+			t.prog.Shipped.Add(n)
 		}
-		if !indexed {
-			if err := t.store.learn(off, h); err != nil {
-				return nil, err
-			}
+		if err := learn(i); err != nil {
+			return nil, err
 		}
 	}
-	return bits, nil
+	return bits, learn(len(m.Hashes))
 }
 
 // hashDevice reads blocks from the device and hashes them into hashes. A device that does not exist, in
@@ -175,12 +182,16 @@ func (t *target) writeStretch(ctx context.Context, r *run, i, j int, bad []wire.
 			return err
 		}
 	}
-	for k := i; k < j; k++ {
-		if bad[k] != 0 {
-			continue
+	for k := i; k < j; {
+		first := k
+		for k < j && bad[k] == 0 {
+			k++
 		}
-		if err := t.store.learn(r.off+r.parts[k].lo, found[k]); err != nil {
+		if err := t.store.learn(r.off+r.parts[first].lo, found[first:k]); err != nil {
 			return err
+		}
+		if k < j {
+			k++ // a bad one
 		}
 	}
 	return nil
@@ -189,11 +200,11 @@ func (t *target) writeStretch(ctx context.Context, r *run, i, j int, bad []wire.
 // readBack compares the device with what was just written to it.
 func (t *target) readBack(ctx context.Context, r *run, i, j int, bad []wire.NakCause, found []wire.Hash) error {
 	lo, hi := r.parts[i].lo, r.parts[j-1].hi
-	back, err := t.pool.Get(ctx, int(hi-lo))
+	back, err := t.scratch.Get(ctx, int(hi-lo))
 	if err != nil {
 		return err
 	}
-	defer t.pool.Put(back)
+	defer t.scratch.Put(back)
 	if _, err := t.store.dev.ReadAt(back, r.off+lo); err != nil {
 		return deviceError("read back target", "", err)
 	}
@@ -202,10 +213,6 @@ func (t *target) readBack(ctx context.Context, r *run, i, j int, bad []wire.NakC
 		got := back[p.lo-lo : p.hi-lo]
 		if !bytes.Equal(got, r.buf[p.lo:p.hi]) {
 			bad[k], found[k] = wire.NakReadBack, wire.Sum(got)
-			// What the device now holds is not known: no entry may stand for it.
-			if err := t.store.forget(r.off+p.lo, p.hi-p.lo); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -235,26 +242,33 @@ func (t *target) writeZero(ctx context.Context, r *run) error {
 	if err := t.store.forget(off, n); err != nil {
 		return err
 	}
-	if err := t.zeroData(ctx, blockdev.Extent{Offset: off, Length: n}, r.zero.Flags&wire.ZeroMayFree != 0); err != nil {
+	bad, err := t.zeroData(ctx, blockdev.Extent{Offset: off, Length: n}, r.zero.Flags&wire.ZeroMayFree != 0)
+	if err != nil {
 		return err
+	}
+	if bad {
+		t.acks.add(nil, []wire.NakEntry{{Seq: r.zero.Seq, Offset: off, Cause: wire.NakReadBack}})
+		t.prog.RetriedBlocks.Add(1)
+		return nil
 	}
 	t.acks.add([]wire.AckEntry{{Seq: r.zero.Seq, Offset: off, Level: wire.LevelWritten, Hash: wire.ZeroHash(off, n)}}, nil)
 	return nil
 }
 
 // zeroData zeroes the allocated parts of a range. Where zeroing costs a transfer, it reads first: a
-// device that is mostly zero already is spared the writes.
-func (t *target) zeroData(ctx context.Context, r blockdev.Extent, mayFree bool) error {
+// device that is mostly zero already is spared the writes. bad tells that what was zeroed and read back,
+// where that is wanted, is not zero.
+func (t *target) zeroData(ctx context.Context, r blockdev.Extent, mayFree bool) (bad bool, err error) {
 	dev := t.store.dev
 	cheap := dev.Info().CheapZero
 	verify := t.options&wire.OpenVerify != 0
 	for pos := r.Offset; pos < r.End(); {
 		data, err := dev.NextData(pos)
 		if err != nil {
-			return deviceError("map target", "", err)
+			return false, deviceError("map target", "", err)
 		}
 		if data.Length == 0 || data.Offset >= r.End() {
-			return nil
+			return bad, nil
 		}
 		pos = max(data.Offset, pos)
 		n := min(data.End(), r.End()) - pos
@@ -264,34 +278,32 @@ func (t *target) zeroData(ctx context.Context, r blockdev.Extent, mayFree bool) 
 		zero := false
 		if !cheap {
 			if zero, err = t.isZero(ctx, pos, n); err != nil {
-				return err
+				return false, err
 			}
 		}
 		if !zero {
 			if err := dev.Zero(pos, n, mayFree); err != nil {
-				return deviceError("zero target", "", err)
+				return false, deviceError("zero target", "", err)
 			}
 			if verify {
 				if zero, err = t.isZero(ctx, pos, n); err != nil {
-					return err
+					return false, err
 				}
-				if !zero {
-					return mismatchError(pos, n, zeroBlockHash(t.blockSize), wire.Hash{})
-				}
+				bad = bad || !zero
 			}
 		}
 		pos += n
 	}
-	return nil
+	return bad, nil
 }
 
 // isZero reads at most chunkSize of the device.
 func (t *target) isZero(ctx context.Context, off, n int64) (bool, error) {
-	buf, err := t.pool.Get(ctx, int(n))
+	buf, err := t.scratch.Get(ctx, int(n))
 	if err != nil {
 		return false, err
 	}
-	defer t.pool.Put(buf)
+	defer t.scratch.Put(buf)
 	if _, err := t.store.dev.ReadAt(buf, off); err != nil {
 		return false, deviceError("read target", "", err)
 	}

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/blkmirror/blkmirror/journal"
 )
 
 // The control socket speaks HTTP and JSON over a unix socket with mode 0600: GET /status.
@@ -184,7 +186,29 @@ func nodeID(stateDir string) (string, error) {
 	var raw [16]byte
 	rand.Read(raw[:])
 	id := hex.EncodeToString(raw[:])
-	return id, os.WriteFile(path, []byte(id+"\n"), 0o600)
+	return id, writeDurably(path, []byte(id+"\n"))
+}
+
+// writeDurably makes a small file whole or not at all, also across a power cut.
+func writeDurably(path string, blob []byte) error {
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(blob)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err == nil {
+		err = journal.OS.SyncDir(filepath.Dir(path))
+	}
+	return err
 }
 
 // hostName is how this node introduces itself; it decides nothing.

@@ -44,12 +44,12 @@ func (s *source) copySpan(ctx context.Context, sp blockdev.Extent, p *piece, dat
 		}
 	}
 	s.count(buf, blocks)
+	p.setLast(blocks[len(blocks)-1].hash) // before it is shipped: a retry may find another one
 	if !s.options.dryRun {
 		if err := s.ship(ctx, sp.Offset, buf, blocks, p, packer); err != nil {
 			return err
 		}
 	}
-	p.setLast(blocks[len(blocks)-1].hash)
 	s.prog.Scanned.Add(sp.Length)
 	return nil
 }
@@ -193,6 +193,14 @@ func (s *source) pack(off int64, raw []byte, blocks []block, packed []byte, pack
 	return run
 }
 
+// admit waits until records of this cost may be open: by what the target grants, and by our own limit.
+func (s *source) admit(ctx context.Context, cost int64) error {
+	if err := s.budget.Acquire(ctx, cost); err != nil {
+		return context.Cause(ctx)
+	}
+	return s.window.Acquire(ctx, cost)
+}
+
 // sendRun sends a contiguous run of blocks when the window and the rate allow it.
 func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error {
 	var cost int64
@@ -201,7 +209,7 @@ func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error 
 		cost += wire.Cost(d)
 		payload += len(d.Payload)
 	}
-	if err := s.window.Acquire(ctx, cost); err != nil {
+	if err := s.admit(ctx, cost); err != nil {
 		return err
 	}
 	if s.limit != nil {
@@ -220,7 +228,7 @@ func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error 
 		s.seq++
 		d.Seq = s.seq
 		s.chain.Add(d)
-		records[i] = record{piece: p, offset: d.Offset, length: int64(d.RawLength), hash: d.Hash}
+		records[i] = record{piece: p, offset: d.Offset, length: int64(d.RawLength), hash: d.Hash, cost: wire.Cost(d)}
 		s.unacked[d.Seq] = &records[i]
 		messages[i] = d
 	}
@@ -231,7 +239,7 @@ func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error 
 // sendZero sends one extent of zeroes.
 func (s *source) sendZero(ctx context.Context, p *piece, off, n int64) error {
 	m := &wire.Zero{Offset: off, Length: n, Flags: wire.ZeroMayFree}
-	if err := s.window.Acquire(ctx, wire.Cost(m)); err != nil {
+	if err := s.admit(ctx, wire.Cost(m)); err != nil {
 		return err
 	}
 	p.hold(1)
@@ -242,7 +250,7 @@ func (s *source) sendZero(ctx context.Context, p *piece, off, n int64) error {
 	s.seq++
 	m.Seq = s.seq
 	s.chain.AddZero(m)
-	s.unacked[m.Seq] = &record{piece: p, offset: off, length: n, hash: wire.ZeroHash(off, n), zero: true}
+	s.unacked[m.Seq] = &record{piece: p, offset: off, length: n, hash: wire.ZeroHash(off, n), zero: true, cost: wire.Cost(m)}
 	s.mu.Unlock()
 	return s.conn.Send(m)
 }
@@ -276,11 +284,13 @@ func (s *source) handle(m wire.Message) error {
 	case *wire.Window:
 		return s.window.Grant(m.Granted)
 	case *wire.Flushed:
-		s.prog.Durable.Store(m.Position) // for the user; nothing depends on it
+		s.flushed.Store(m.Number)
+		s.prog.Durable.Store(m.Position)
 	case *wire.Committed, *wire.Doubt:
 		select {
 		case s.answers <- m:
-		case <-s.ctx.Done():
+		default:
+			return protocolError("more answers to Commit than there can be")
 		}
 	default:
 		return protocolError("a target does not send type %d", m.Type())
@@ -298,6 +308,7 @@ func (s *source) settle(seq uint64, off int64, hash *wire.Hash, written bool) er
 		return protocolError("answer to record %d at %d, which is not open", seq, off)
 	}
 	delete(s.unacked, seq)
+	s.budget.Release(r.cost)
 	if written && *hash == r.hash {
 		delete(s.reships, off)
 		if !r.zero {

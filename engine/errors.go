@@ -59,6 +59,8 @@ var causes = []struct {
 	{blockdev.ErrNotDisk, KindDevice, wire.CodeDevice, "name a disk image or a block device"},
 	{blockdev.ErrReadOnly, KindDevice, wire.CodeDevice, "make it writable (blockdev --setrw), or choose another target"},
 	{syscall.EROFS, KindDevice, wire.CodeDevice, "remount the file system writable, or choose another target"},
+	{blockdev.ErrEmpty, KindDevice, wire.CodeDevice, "check that it is the right one"},
+	{syscall.ENOTDIR, KindDevice, wire.CodeDevice, "check the path: a part of it is a file"},
 	{syscall.ENOENT, KindDevice, wire.CodeDevice, "check the path"},
 	{syscall.EACCES, KindDevice, wire.CodeDevice, "check the permissions, or run as a user who may"},
 	{syscall.EPERM, KindDevice, wire.CodeDevice, "check the permissions, or run as a user who may"},
@@ -77,7 +79,8 @@ func deviceError(op, path string, err error) error {
 	if errors.As(err, &done) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	e := &Error{Kind: KindDevice, Op: op, On: path, Err: err, code: wire.CodeDevice}
+	e := &Error{Kind: KindDevice, Op: op, On: path, Err: err, code: wire.CodeDevice,
+		Next: "check the device and its file system, then run the same command again"}
 	var dev *blockdev.Error
 	if errors.As(err, &dev) {
 		e.On, e.Err = dev.Path, dev.Err

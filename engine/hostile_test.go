@@ -257,8 +257,15 @@ func TestSourceRefusesLies(t *testing.T) {
 
 // The tracker's mark is the end of the longest prefix of done pieces, whatever the order.
 func TestTrackerPrefix(t *testing.T) {
-	var tr tracker
-	a, b, c := tr.begin(10), tr.begin(20), tr.begin(30)
+	tr := newTracker()
+	begin := func(end int64) *piece {
+		p, err := tr.begin(t.Context(), end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	a, b, c := begin(10), begin(20), begin(30)
 	b.setLast(wire.Hash{2})
 	c.setLast(wire.Hash{3})
 	a.hold(2)

@@ -21,7 +21,8 @@ const (
 	targetWriters = 6
 	targetOffers  = 4 // offers being compared at once
 	maxOffers     = sourceChunks
-	maxUnacked    = 16 << 10 // entries: the window divided by the smallest cost, and zeroes
+	maxUnacked    = 16 << 10 // records that may be open, whatever the window
+	maxPieces     = 8 << 10  // spans begun behind one that is not confirmed
 
 	maxReships      = 3 // of one block, before a mismatch is final
 	flushEvery      = 2 * time.Second

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
@@ -22,6 +23,11 @@ type link struct {
 	prog   *Progress
 	before int64 // bytes on the wire before this connection
 
+	// finished is set by the half when the session has done all that it was for.
+	finished atomic.Bool
+	// doneByPeer says that the peer's Bye(done) finishes the session: a dry run has no Commit.
+	doneByPeer bool
+
 	// parting makes what is sent before the farewell of a session that is not done. May be nil.
 	parting func() []wire.Message
 	// late takes what arrives after the session has ended here. May be nil.
@@ -38,8 +44,8 @@ func newLink(ctx context.Context, conn *wire.Conn, prog *Progress) *link {
 }
 
 // run starts the reader, calls work, and ends the session when work returns. work must return soon after
-// l.ctx ends, with everything it started ended. The result is nil where the session was done, else the
-// reason: the peer's own word where it gave one, or what came first.
+// l.ctx ends, with everything it started ended. The result is nil where the half says that it finished,
+// else the reason: our own stop, the peer's word where it gave one, or what came first.
 func (l *link) run(handle func(wire.Message) error, work func() error) error {
 	// Whatever hangs in the connection, a peer that does not read or a reader without data, is released
 	// some seconds after the session has ended.
@@ -55,26 +61,35 @@ func (l *link) run(handle func(wire.Message) error, work func() error) error {
 		l.cancel(errDone)
 	}
 	err := context.Cause(l.ctx)
-	if m := farewell(err); m != nil {
-		var words []wire.Message
-		if l.parting != nil && !errors.Is(err, errDone) {
-			words = l.parting()
-		}
-		// Best effort: the peer may be gone. It closes when it has read this, and our reader sees that;
-		// closing first could destroy the farewell in the peer's receive queue.
-		if l.conn.Send(append(words, m)...) != nil {
-			l.conn.Close(err)
-		}
-	} else {
+	if l.finished.Load() {
+		err = errDone // whatever happened to the connection meanwhile
+	}
+	var words []wire.Message
+	if l.parting != nil && !errors.Is(err, errDone) {
+		words = l.parting() // also for a peer that stops or fails: it still listens
+	}
+	last := farewell(err)
+	if last != nil {
+		words = append(words, last)
+	}
+	// Best effort: the peer may be gone. It closes when it has read a farewell, and our reader sees that;
+	// closing first could destroy the farewell in the peer's receive queue.
+	if len(words) > 0 && l.conn.Send(words...) != nil || last == nil {
 		l.conn.Close(err)
 	}
 	l.reader.Wait()
 	l.conn.Close(err)
-	if l.remote != nil && !errors.Is(err, errDone) {
-		return l.remote
-	}
-	if errors.Is(err, errDone) {
+	switch {
+	case l.finished.Load():
 		return nil
+	case errors.Is(err, context.Canceled):
+		return err // our own stop, whatever the peer says to it
+	case l.remote != nil:
+		return l.remote
+	case errors.Is(err, errDone) && l.doneByPeer:
+		return nil
+	case errors.Is(err, errDone):
+		return protocolError("the peer ended the session before it was done")
 	}
 	return err
 }

@@ -14,7 +14,9 @@ import (
 // target nobody can tell our last writes from a stranger's. It runs beside the copying, needs neither
 // source nor network, and what differs is shipped before the run can end.
 //
-// Below that point every block that is not zero has an entry, so no entry means zero.
+// Below that point every block that is not zero has an entry, so no entry means zero. The entries are the
+// only evidence of what should be there: they stay until the block was shipped anew, so that a run that
+// is cut off in between leaves the next one as wise as it was.
 type recheck struct {
 	geometry
 	store *targetStore
@@ -36,7 +38,7 @@ func (r *recheck) routine(ctx context.Context) error {
 	entries := make([]journal.Entry, recheckBlocks)
 	for pos := int64(0); pos < r.end; pos += span {
 		if ctx.Err() != nil {
-			return nil
+			return context.Cause(ctx)
 		}
 		end := min(pos+span, r.end)
 		n := int((end - pos + r.blockSize - 1) / r.blockSize)
@@ -76,7 +78,7 @@ func (r *recheck) page(ctx context.Context, pos, end int64, entries []journal.En
 func (r *recheck) chunk(ctx context.Context, off, n int64, entries []journal.Entry) error {
 	buf, err := r.pool.Get(ctx, int(n))
 	if err != nil {
-		return nil // the session has ended
+		return err
 	}
 	defer r.pool.Put(buf)
 	if _, err := r.store.dev.ReadAt(buf, off); err != nil {
@@ -93,9 +95,6 @@ func (r *recheck) chunk(ctx context.Context, off, n int64, entries []journal.Ent
 		}
 		if hashes[i] != want {
 			r.doubt(off+lo, hi-lo)
-			if err := r.store.forget(off+lo, hi-lo); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

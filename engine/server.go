@@ -158,6 +158,9 @@ func (s *server) session(ctx context.Context, nc net.Conn) {
 	if err == nil {
 		hello, v, err = s.welcome(conn)
 	}
+	if err != nil {
+		refuse(conn, err)
+	}
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -183,9 +186,7 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	}
 	v := s.volumes[hello.Volume]
 	if v == nil {
-		err := &Error{Kind: KindState, Op: "open volume", On: hello.Volume, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
-		refuse(conn, err)
-		return nil, nil, err
+		return nil, nil, &Error{Kind: KindState, Op: "open volume", On: hello.Volume, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
 	}
 	role := wire.RoleSource
 	if hello.Role == wire.RoleSource {
@@ -210,7 +211,7 @@ func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	live.cancel = cancel
-	p := targetParams{path: v.path, stateDir: s.StateDir, device: openFile, warn: warn}
+	p := targetParams{path: v.path, stateDir: s.StateDir, device: openFile, openWait: wire.HandshakeTimeout, warn: warn}
 	p.admit = func(open *wire.Open) (func(), error) {
 		live.incarnation = open.Incarnation
 		leave, err := v.enter(ctx, live)
@@ -222,6 +223,9 @@ func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live 
 	}
 	res, err := runTarget(ctx, conn, p, &live.prog)
 	if res.opened {
+		if res.committed {
+			v.proven()
+		}
 		s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(res.committed)))
 	}
 	return err
@@ -245,6 +249,9 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 	}
 	s.log(fmt.Sprintf("%s: volume %s: a sync from it begins, %d bytes", live.peer, v.name, end.dev.Info().Size))
 	_, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, flushEvery: flushEvery}, &live.prog)
+	if err == nil {
+		v.proven()
+	}
 	s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(err == nil)))
 	return err
 }

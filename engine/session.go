@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,9 +55,18 @@ func openSource(path string, open openDevice, warn func(string)) (*sourceEnd, er
 	if err != nil {
 		return nil, deviceError("open source", path, err)
 	}
+	if len(names) > wire.MaxDevices {
+		return nil, &Error{Kind: KindState, Op: "open source", On: path,
+			Err:  fmt.Errorf("it shares its bytes with %d devices, and at most %d can be told to the other side", len(names), wire.MaxDevices),
+			Next: "copy its partitions or volumes one by one"}
+	}
 	dev, err := open(path, blockdev.Options{Warn: warner(warn)})
 	if err != nil {
 		return nil, deviceError("open source", path, err)
+	}
+	if dev.Info().Size == 0 {
+		dev.Close()
+		return nil, deviceError("open source", path, blockdev.ErrEmpty)
 	}
 	end := &sourceEnd{dev: dev, devices: hashNames(names)}
 	// What others wrote through the page cache counts as written once it is on the disk; let it get
@@ -75,20 +85,33 @@ func openSource(path string, open openDevice, warn func(string)) (*sourceEnd, er
 		dev.Close()
 		return nil, deviceError("open source", path, err)
 	}
+	if end.facts.Block && !end.facts.Counted {
+		// Nobody counts its writes: whether it is still what an earlier run saw cannot be told, so it is
+		// another source each time it is opened.
+		blob = binary.LittleEndian.AppendUint64(blob, rand.Uint64())
+	}
 	end.fingerprint = sha256.Sum256(blob)
 	return end, nil
 }
 
-// changed tells whether somebody wrote to the source since it was opened. What cannot be told counts as
-// changed.
+// changed tells whether somebody wrote to the source since it was opened. Where writes are not counted it
+// cannot be told, and nothing is said.
 func (e *sourceEnd) changed() bool {
+	if e.facts.Block {
+		if !e.facts.Counted {
+			return false
+		}
+		if e.dev.Flush() != nil { // what is in the page cache has not been counted yet
+			return true
+		}
+	}
 	now, err := e.dev.Facts()
 	return err != nil || !now.Unchanged(e.facts)
 }
 
 func hashNames(names []string) []wire.Hash {
 	hashes := make([]wire.Hash, 0, len(names))
-	for _, n := range names[:min(len(names), wire.MaxDevices)] {
+	for _, n := range names {
 		hashes = append(hashes, sha256.Sum256([]byte(n)))
 	}
 	return hashes
@@ -102,6 +125,7 @@ type sourceParams struct {
 	noCompress bool
 	rateLimit  int64
 	flushEvery time.Duration
+	warn       func(string) // of what the target tells; may be nil
 }
 
 // runSource is a session from Open on, with us as the source. It returns when the session has ended.
@@ -116,6 +140,10 @@ func runSource(ctx context.Context, conn *wire.Conn, end *sourceEnd, p sourcePar
 		return false, err
 	}
 	prog.begin(g.size, answer.ResumeFrom)
+	prog.Created.Store(prog.Created.Load() || answer.Flags&wire.OpenedCreated != 0)
+	if answer.Flags&wire.OpenedPageCache != 0 && p.warn != nil {
+		p.warn("the target's file system refuses O_DIRECT: it is written through the page cache, and --verify reads from there")
+	}
 	s := newSource(newLink(ctx, conn, prog), g, end.dev, answer, sourceOptions{
 		dryRun:     p.flags&wire.OpenDryRun != 0 || answer.Flags&wire.OpenedDryRun != 0,
 		noCompress: p.noCompress || answer.Flags&wire.OpenedNoCompress != 0,
@@ -164,6 +192,7 @@ type targetParams struct {
 	path     string
 	stateDir string
 	device   openDevice
+	openWait time.Duration // for Open to come
 	warn     func(string)
 
 	// Wishes of our own user, added to the source's.
@@ -184,9 +213,12 @@ type targetResult struct {
 // runTarget is a session from Open on, with us as the target. It returns when the session has ended and
 // nothing of it is still to be written.
 func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progress) (res targetResult, err error) {
-	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
+	waiting, stop := context.WithTimeoutCause(ctx, p.openWait,
+		fmt.Errorf("%w: no Open in %v", wire.ErrSilent, p.openWait))
+	release := context.AfterFunc(waiting, func() { conn.Close(context.Cause(waiting)) })
 	m, err := conn.Next()
 	release()
+	stop()
 	if err != nil {
 		return res, err
 	}
@@ -202,6 +234,7 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 	}
 	defer store.leave()
 	prog.begin(open.Size, answer.ResumeFrom)
+	prog.Created.Store(prog.Created.Load() || answer.Flags&wire.OpenedCreated != 0)
 	t := newTarget(newLink(ctx, conn, prog), store, open.Flags, answer)
 	if p.rateLimit > 0 {
 		t.limit = rate.NewLimiter(rate.Limit(p.rateLimit), wire.MaxRun)
@@ -211,21 +244,16 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 	}
 	res.opened = true
 	err = t.run(t.handle, t.work)
-	res.committed, res.sourceChanged = t.committed, t.changed
-	if !t.committed && (t.recheck == nil || t.recheck.clean()) {
+	res.committed, res.sourceChanged = !store.dryRun && t.finished.Load(), t.changed
+	if !res.committed && (t.recheck == nil || t.recheck.clean()) {
 		store.interrupted(t.confirmed)
 	}
-	if t.committed || (err == nil && store.dryRun) {
+	if err == nil {
 		prog.Scanned.Store(open.Size - prog.Resumed.Load())
 		prog.Zero.Store(max(0, prog.Scanned.Load()-prog.Shipped.Load()-prog.Skipped.Load()))
 	}
 	if cerr := store.close(); err == nil && cerr != nil {
 		err = deviceError("close target", p.path, cerr)
-	}
-	if t.committed {
-		err = nil // whatever ended the connection afterwards
-	} else if err == nil && !store.dryRun {
-		err = protocolError("the source ended the session without a Commit")
 	}
 	return res, err
 }
@@ -294,7 +322,8 @@ func (p targetParams) openInto(store *targetStore, open *wire.Open, answer *wire
 		return err
 	}
 	if store.dryRun {
-		if _, err := os.Stat(p.path); errors.Is(err, fs.ErrNotExist) {
+		fi, err := os.Stat(p.path)
+		if errors.Is(err, fs.ErrNotExist) || (err == nil && isEmptyImage(fi)) {
 			answer.Size, answer.DataEnd = open.Size, open.Size
 			return nil
 		}

@@ -3,9 +3,11 @@ package engine
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -49,8 +51,12 @@ type source struct {
 
 	records pending      // sent or to be shipped anew, and not acknowledged
 	again   chan *record // records to ship anew
-	answers chan wire.Message
-	tracker tracker
+	// budget bounds the records that are open, in bytes of cost, whatever the target grants.
+	budget *semaphore.Weighted
+	// flushes counts the Flushes that were sent, flushed is the last that was answered.
+	flushes, flushed atomic.Uint64
+	answers          chan wire.Message
+	tracker          *tracker
 }
 
 type sourceOptions struct {
@@ -68,6 +74,7 @@ type record struct {
 	length int64
 	hash   wire.Hash // what the Ack must carry
 	zero   bool
+	cost   int64 // of the window
 }
 
 func newSource(l *link, g geometry, dev blockdev.Device, opened *wire.Opened, o sourceOptions) *source {
@@ -81,7 +88,9 @@ func newSource(l *link, g geometry, dev blockdev.Device, opened *wire.Opened, o 
 		offers:  make(map[uint64]chan []byte),
 		reships: make(map[int64]int),
 		again:   make(chan *record, maxUnacked),
-		answers: make(chan wire.Message, 1),
+		answers: make(chan wire.Message, maxDoubts/wire.MaxEntries+1),
+		budget:  semaphore.NewWeighted(maxUnacked * wire.Cost(&wire.Zero{})),
+		tracker: newTracker(),
 	}
 	s.parting = s.lastFlush
 	return s
@@ -107,17 +116,25 @@ func (s *source) work() error {
 	if err != nil {
 		return err
 	}
+	if from < s.opened.ResumeFrom {
+		// The point that the target named is no good: it must not come back to it either.
+		if err := s.flush(from, wire.Hash{}); err != nil {
+			return err
+		}
+	}
 	background, stop := errgroup.WithContext(s.ctx)
 	ended := make(chan struct{})
 	background.Go(func() error { return s.routineReship(stop, ended) })
 	if !s.options.dryRun {
-		background.Go(func() error { return s.routineFlush(stop, from, ended) })
+		background.Go(func() error { return s.routineFlush(stop, ended) })
 	}
 	background.Go(func() error {
 		defer close(ended)
 		return s.copyAndCommit(stop, from)
 	})
-	return background.Wait()
+	err = background.Wait()
+	s.finished.Store(err == nil)
+	return err
 }
 
 // resumePoint checks the last block that the target says was confirmed, and returns where to go on. The
@@ -176,14 +193,18 @@ func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked boo
 	jobs := make(chan job)
 	group.Go(func() error {
 		defer close(jobs)
-		track := &s.tracker
+		track := s.tracker
 		if !tracked {
-			track = &tracker{}
+			track = newTracker()
 		}
 		for _, r := range ranges {
 			err := s.scan(ctx, s.dev, r, func(sp span) error {
+				p, err := track.begin(ctx, sp.End())
+				if err != nil {
+					return err
+				}
 				select {
-				case jobs <- job{sp, track.begin(sp.End())}:
+				case jobs <- job{sp, p}:
 					return nil
 				case <-ctx.Done():
 					return context.Cause(ctx)
@@ -235,47 +256,53 @@ func (s *source) commit(ctx context.Context) ([]blockdev.Extent, error) {
 	}
 	var doubts []blockdev.Extent
 	for {
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case answer := <-s.answers:
-			switch answer := answer.(type) {
-			case *wire.Committed:
-				if len(doubts) > 0 || answer.Records != m.Records || answer.Chain != m.Chain {
-					return nil, protocolError("Committed names another history than our Commit")
+		answer, err := s.nextAnswer(ctx)
+		if err != nil {
+			return nil, err
+		}
+		switch answer := answer.(type) {
+		case *wire.Committed:
+			if len(doubts) > 0 || answer.Records != m.Records || answer.Chain != m.Chain {
+				return nil, protocolError("Committed names another history than our Commit")
+			}
+			return nil, nil
+		case *wire.Doubt:
+			for _, e := range answer.Extents {
+				if !s.covers(e.Offset, e.Length) {
+					return nil, protocolError("Doubt about %d+%d, which is no range of blocks of the volume", e.Offset, e.Length)
 				}
-				return nil, nil
-			case *wire.Doubt:
-				for _, e := range answer.Extents {
-					if !s.covers(e.Offset, e.Length) {
-						return nil, protocolError("Doubt about %d+%d, which is no range of blocks of the volume", e.Offset, e.Length)
-					}
-					doubts = append(doubts, blockdev.Extent(e))
-				}
-				if len(doubts) > maxDoubts {
-					return nil, protocolError("Doubt about more than %d ranges", maxDoubts)
-				}
-				if !answer.More {
-					return doubts, nil
-				}
+				doubts = append(doubts, blockdev.Extent(e))
+			}
+			if len(doubts) > maxDoubts {
+				return nil, protocolError("Doubt about more than %d ranges", maxDoubts)
+			}
+			if !answer.More {
+				return doubts, nil
 			}
 		}
 	}
 }
 
-// routineFlush makes the confirmed prefix durable now and then, until ended. A source that starts
-// below the point that the target offered takes that point back first.
-func (s *source) routineFlush(ctx context.Context, from int64, ended <-chan struct{}) error {
+// nextAnswer waits for an answer to Commit. One that came before the session ended counts.
+func (s *source) nextAnswer(ctx context.Context) (wire.Message, error) {
+	select {
+	case answer := <-s.answers:
+		return answer, nil
+	case <-ctx.Done():
+	}
+	select {
+	case answer := <-s.answers:
+		return answer, nil
+	default:
+		return nil, context.Cause(ctx)
+	}
+}
+
+// routineFlush makes the confirmed prefix durable now and then, until ended.
+func (s *source) routineFlush(ctx context.Context, ended <-chan struct{}) error {
 	tick := time.NewTicker(s.options.flushEvery)
 	defer tick.Stop()
-	var number uint64
-	if from < s.opened.ResumeFrom {
-		number++
-		if err := s.conn.Send(&wire.Flush{Number: number, Position: from}); err != nil {
-			return err
-		}
-	}
-	flushed := from
+	asked, _ := s.tracker.confirmed()
 	for {
 		select {
 		case <-ended:
@@ -284,16 +311,21 @@ func (s *source) routineFlush(ctx context.Context, from int64, ended <-chan stru
 			return context.Cause(ctx)
 		case <-tick.C:
 			mark, last := s.tracker.confirmed()
-			if mark <= flushed {
+			// A disk that flushes slowly is not asked again before it has answered.
+			if mark <= asked || s.flushed.Load() != s.flushes.Load() {
 				continue
 			}
-			number++
-			if err := s.conn.Send(&wire.Flush{Number: number, Position: mark, LastHash: last}); err != nil {
+			if err := s.flush(mark, last); err != nil {
 				return err
 			}
-			flushed = mark
+			asked = mark
 		}
 	}
+}
+
+// flush asks the target to make all below position durable, and to remember it.
+func (s *source) flush(position int64, last wire.Hash) error {
+	return s.conn.Send(&wire.Flush{Number: s.flushes.Add(1), Position: position, LastHash: last})
 }
 
 // sourceError tells that the source's device failed. Errors of the session pass as they are.

@@ -19,10 +19,13 @@ import (
 //
 // The order of durable steps:
 //
-//	begin     the log says that a run is under way, before the first byte changes: from here on neither
-//	          the recorded facts nor the index are trusted by a later run
+//	begin     the log says that a run is under way, before the first byte changes: from here on no facts
+//	          are recorded, so a later run believes the index only where it has compared (recheck.go)
 //	progress  device flushed, index synced, then the position is recorded
 //	settle    device flushed, index synced, then the device's facts are recorded
+//
+// While a run is under way an entry of the index behind the confirmed position may be that of the content
+// before: it is trusted by nobody until the run has completed and has noted every block anew.
 //
 // In a dry run only what exists is read, and nothing is kept.
 type targetStore struct {
@@ -36,10 +39,11 @@ type targetStore struct {
 	log     *journal.SyncLog
 	index   *journal.Index
 
+	bootID       string
 	indexDir     string
 	indexDamaged atomic.Bool
 
-	// failed is set when a write may have left the device in a state that nothing describes.
+	// failed is set when a flush failed: nothing may be recorded behind it.
 	failed atomic.Bool
 }
 
@@ -55,6 +59,9 @@ func (s *targetStore) openState(stateDir string, facts blockdev.Facts) error {
 		return deviceError("lock state folder", dir, err)
 	}
 	s.release = release
+	if s.bootID, err = blockdev.BootID(); err != nil {
+		return deviceError("look at this machine", dir, err)
+	}
 	osfs := journal.OS
 	s.log, err = journal.OpenSync(osfs, dir)
 	if errors.Is(err, journal.ErrDamaged) {
@@ -97,8 +104,8 @@ func (s *targetStore) resume(open *wire.Open, facts blockdev.Facts) (from int64,
 	}
 	untouched := false
 	if st.Facts != nil {
-		var then blockdev.Facts
-		untouched = json.Unmarshal(st.Facts, &then) == nil && facts.Unchanged(then)
+		var then settledFacts
+		untouched = json.Unmarshal(st.Facts, &then) == nil && then.BootID == s.bootID && facts.Unchanged(then.Facts)
 	}
 	if st.Complete {
 		return 0, last, false, untouched, nil
@@ -151,19 +158,31 @@ func (s *targetStore) begin(open *wire.Open, from int64, last wire.Hash, keep in
 	return nil
 }
 
-// learn notes that the block at off holds content with this hash. Zero blocks have no entry.
-func (s *targetStore) learn(off int64, h wire.Hash) error {
+// learn notes that the blocks from off on hold content with these hashes. Zero blocks have no entry.
+func (s *targetStore) learn(off int64, hashes []wire.Hash) error {
 	if s.dryRun {
 		return nil
 	}
-	var err error
-	if n := s.blockEnd(off) - off; h == zeroBlockHash(n) {
-		err = s.index.Delete(uint64(off/s.blockSize), 1)
-	} else {
-		err = s.index.Put(uint64(off/s.blockSize), h)
+	first := uint64(off / s.blockSize)
+	zero := func(i int) bool {
+		start := off + int64(i)*s.blockSize
+		return hashes[i] == zeroBlockHash(s.blockEnd(start)-start)
 	}
-	if err != nil {
-		return s.indexError("write index", err)
+	for i := 0; i < len(hashes); {
+		j := i + 1
+		for j < len(hashes) && zero(j) == zero(i) {
+			j++
+		}
+		var err error
+		if zero(i) {
+			err = s.index.Delete(first+uint64(i), uint64(j-i))
+		} else {
+			err = s.index.PutRun(first+uint64(i), hashes[i:j])
+		}
+		if err != nil {
+			return s.indexError("write index", err)
+		}
+		i = j
 	}
 	return nil
 }
@@ -226,6 +245,13 @@ func (s *targetStore) progress(position int64, last wire.Hash) error {
 	return nil
 }
 
+// settledFacts are what the log keeps of the device. The boot is part of it: after a power cut an image may
+// hold a stranger's last write without the time of that write.
+type settledFacts struct {
+	blockdev.Facts
+	BootID string `json:"settled_in_boot"`
+}
+
 // settle records the device's facts. The device and the index are durable. It promises that whatever the
 // log says about this target holds as long as the facts stay the same.
 func (s *targetStore) settle(complete bool) error {
@@ -233,7 +259,7 @@ func (s *targetStore) settle(complete bool) error {
 	if err != nil {
 		return deviceError("look at target", "", err)
 	}
-	blob, err := json.Marshal(facts)
+	blob, err := json.Marshal(settledFacts{Facts: facts, BootID: s.bootID})
 	if err != nil {
 		return fmt.Errorf("encode facts of %s: %w", s.dev.Info().Path, err)
 	}
@@ -289,7 +315,7 @@ func prepareImage(path string, size int64) (created bool, err error) {
 	case errors.Is(err, fs.ErrNotExist):
 		err = blockdev.Create(path, size)
 		created = err == nil
-	case err == nil && fi.Mode().IsRegular() && fi.Size() == 0:
+	case err == nil && isEmptyImage(fi):
 		err = blockdev.Extend(path, size)
 	}
 	if err != nil {
@@ -297,3 +323,6 @@ func prepareImage(path string, size int64) (created bool, err error) {
 	}
 	return created, nil
 }
+
+// isEmptyImage tells a file that somebody made for a copy to be put in.
+func isEmptyImage(fi fs.FileInfo) bool { return fi.Mode().IsRegular() && fi.Size() == 0 }

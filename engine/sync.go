@@ -49,6 +49,7 @@ type Progress struct {
 	RetriedBlocks atomic.Int64
 	Reconnects    atomic.Int64
 	Durable       atomic.Int64 // offset below which the target has all of it durably
+	Created       atomic.Bool  // the target image did not exist
 
 	sessions atomic.Int64
 }
@@ -69,6 +70,7 @@ type Report struct {
 	Reconnects    int64   `json:"reconnects"`
 	SourceChanged bool    `json:"source_changed"` // written to while it was copied: the target may be a mixture
 	DryRun        bool    `json:"dry_run"`
+	Created       bool    `json:"created"` // the target image did not exist
 }
 
 // Sync makes the target's content equal to the source's. At least one end must be a local path. On
@@ -100,7 +102,7 @@ func Sync(ctx context.Context, o SyncOptions) (Report, error) {
 		ScannedBytes: p.Scanned.Load(), ShippedBytes: p.Shipped.Load(), WireBytes: p.Wire.Load(),
 		SkippedBytes: p.Skipped.Load(), ZeroBytes: p.Zero.Load(), ResumedBytes: p.Resumed.Load(),
 		RetriedBlocks: p.RetriedBlocks.Load(), Seconds: time.Since(start).Seconds(),
-		Reconnects: p.Reconnects.Load(), SourceChanged: c.changed, DryRun: o.DryRun,
+		Reconnects: p.Reconnects.Load(), SourceChanged: c.changed, DryRun: o.DryRun, Created: p.Created.Load(),
 	}, err
 }
 
@@ -244,7 +246,7 @@ func (c *copier) sourceParams() sourceParams {
 }
 
 func (c *copier) targetParams() targetParams {
-	return targetParams{path: c.Target.Path, stateDir: c.StateDir, device: c.openTarget, flags: c.flags(),
+	return targetParams{path: c.Target.Path, stateDir: c.StateDir, device: c.openTarget, openWait: openTimeout, flags: c.flags(),
 		noCompress: c.NoCompress, rateLimit: c.RateLimit, warn: c.warn}
 }
 
@@ -311,7 +313,9 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 		res, err = runTarget(ctx, conn, c.targetParams(), c.Progress)
 		opened, c.changed = res.opened, res.sourceChanged
 	} else {
-		opened, err = runSource(ctx, conn, c.source, c.sourceParams(), c.Progress)
+		p := c.sourceParams()
+		p.warn = c.warn // a local target has a voice of its own
+		opened, err = runSource(ctx, conn, c.source, p, c.Progress)
 	}
 	conn.Close(err)
 	return opened, sessionError(err, addr)

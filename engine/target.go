@@ -14,7 +14,7 @@ import (
 // The target's half of a sync, in the order in which a block arrives:
 //
 //	receive  the link's reader: takes frames off the wire in their order, chains them, gathers runs of
-//	         Data, and hands out work. It waits for nothing but buffers, which the window bounds.
+//	         Data, and hands out work. It waits for nothing but buffers, which the writers give back.
 //	compare  targetOffers goroutines read what is offered, or look into the index, and answer Want
 //	write    targetWriters goroutines unpack, hash, compare, write, and note the hashes in the index
 //	acks     one goroutine sends what has gathered: acknowledgements, refusals, grants
@@ -31,8 +31,11 @@ type target struct {
 	indexed bool          // offers are answered from the index
 	limit   *rate.Limiter // of what the source may send, nil: none
 
-	pool  *blockdev.Pool
+	pool  *blockdev.Pool // what arrives, and what is compared with it
 	meter *wire.Meter
+	// scratch holds one buffer for each writer. It is a pool of its own because the reader may wait for
+	// pool until writers are done: a writer must never wait there as well.
+	scratch *blockdev.Pool
 
 	// Owned by the reader.
 	gathering *run // that is being gathered, nil between runs
@@ -46,9 +49,8 @@ type target struct {
 	// open counts runs that were handed out and are not written; Commit waits for it.
 	open pending
 
-	recheck   *recheck // nil: nothing to compare
-	committed bool     // owned by duty; read after the work has ended
-	changed   bool     // the source said so with its Commit
+	recheck *recheck // nil: nothing to compare
+	changed bool     // the source said so with its Commit; owned by duty, read after the work
 }
 
 // run is a contiguous piece of Data frames with one buffer, or a Zero.
@@ -74,12 +76,12 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 	t := &target{
 		link: l, geometry: store.geometry, store: store, options: flags,
 		indexed: answer.Flags&wire.OpenedIndexed != 0,
-		pool:    blockdev.NewPool(targetMemory),
-		meter:   wire.NewMeter(windowBytes),
-		offers:  make(chan *wire.Offer, maxOffers),
-		writes:  make(chan *run, maxUnacked),
-		duties:  make(chan duty, 4),
-		acks:    newAckQueue(),
+		pool:    blockdev.NewPool(targetMemory), scratch: blockdev.NewPool(targetWriters * chunkSize),
+		meter:  wire.NewMeter(windowBytes),
+		offers: make(chan *wire.Offer, maxOffers),
+		writes: make(chan *run, maxUnacked),
+		duties: make(chan duty, 4),
+		acks:   newAckQueue(),
 	}
 	l.late = func(m wire.Message) {
 		// Both sides of a local sync are stopped at once, and the source's last word is still worth having.
@@ -87,6 +89,7 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 			t.takeFlush(f) // one that makes no sense is not noted, and nobody is left to be told
 		}
 	}
+	l.doneByPeer = flags&wire.OpenDryRun != 0
 	if answer.Flags&wire.OpenedRecheck != 0 {
 		t.recheck = newRecheck(t.geometry, store, answer.ResumeFrom, t.pool)
 	}
@@ -314,7 +317,7 @@ func (t *target) commit(ctx context.Context, d duty) error {
 	if err := t.store.settle(true); err != nil {
 		return err
 	}
-	t.committed = true
+	t.finished.Store(true)
 	t.changed = m.Flags&wire.CommitSourceChanged != 0
 	return t.conn.Send(&wire.Committed{Records: m.Records, Chain: m.Chain})
 }

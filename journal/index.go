@@ -90,7 +90,10 @@ func OpenIndex(dir string) (*Index, error) {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	x := &Index{dir: dir, unlock: unlock, cache: map[uint64]*cachedPage{}}
-	if err = checkTables(dir); err == nil {
+	if err = checkRoom(dir); err == nil { // opening writes through memory maps already
+		err = checkTables(dir)
+	}
+	if err == nil {
 		x.db, err = openBadger(indexOptions(dir, &x.log))
 	}
 	if err == nil {

@@ -128,7 +128,7 @@ func dumpLog(w io.Writer, dir string, replay Replay) error {
 func dumpSegmentFile(w io.Writer, path string) error {
 	s, err := readSegmentHeader(OS, path)
 	if errors.Is(err, ErrDamaged) && !strings.HasSuffix(path, segmentSuffix) {
-		return fmt.Errorf("%s %w: %w", path, ErrUnknownPath, err)
+		return fmt.Errorf("%s %w", path, ErrUnknownPath)
 	}
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ const (
 	MaxRun        = 1 << 20 // the largest contiguous run of Data frames (see Data.Follow)
 	MaxOffer      = 512     // hashes in one Offer
 	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt
-	MaxDevices    = 64      // device identities in one Open
+	MaxDevices    = 512     // device identities in one Open
 	MaxZeroExtent = 1 << 30 // bytes that one Zero may cover
 )
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // source is the stream below the read buffer. It counts bytes as they come.
@@ -39,7 +40,9 @@ func (c *Conn) Next() (Message, error) {
 		}
 		m, err := c.nextLocked()
 		if err != nil {
-			return nil, c.fail(fmt.Errorf("receive from %s: %w", c.peer, err))
+			err = fmt.Errorf("receive from %s: %w", c.peer, err)
+			c.protest(err)
+			return nil, c.fail(err)
 		}
 		switch m := m.(type) {
 		case *Ping:
@@ -86,6 +89,29 @@ func (c *Conn) ReadPayload(dst []byte) error {
 		c.in.source.limit = HeaderSize + dataSize
 	}
 	return nil
+}
+
+// protest tells a peer whose bytes cannot be understood why the connection ends, as far as that can be done
+// in a moment. What is still on its way is read and thrown away meanwhile: closing with unread data
+// would reset the connection, and destroy the protest before it is read.
+func (c *Conn) protest(err error) {
+	if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrCorrupt) || !c.out.TryLock() {
+		return // no blkmirror, or nobody there, or a Send is under way and may be for long
+	}
+	defer c.out.Unlock()
+	var last Message = &Refused{Code: CodeOf(err), Text: CleanText(err.Error())}
+	if c.live.established.Load() {
+		last = &Halt{Code: CodeOf(err), Text: CleanText(err.Error())}
+	}
+	limit := time.Now().Add(farewellWait)
+	if c.out.encode([]Message{last}) != nil || c.nc.SetDeadline(limit) != nil {
+		return
+	}
+	bufs := c.out.vector
+	if n, err := bufs.WriteTo(c.nc); err == nil {
+		c.sent.Add(n)
+		io.Copy(io.Discard, c.nc) // until the peer closes, or the limit
+	}
 }
 
 func (c *Conn) nextLocked() (Message, error) {
