@@ -23,8 +23,6 @@ type loop struct {
 	limit  uint64 // its length, bytes; 0: to the end
 }
 
-func (l loop) path() string { return devPath(l.rdev) }
-
 // loops are all attached loop devices that can be asked.
 func loops() []loop {
 	var out []loop

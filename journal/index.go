@@ -49,10 +49,6 @@ type IndexStats struct {
 	LastError  string // the last thing badger complained about in the background
 }
 
-// indexReserve is how much room the file system must have left for the index to write. Badger writes
-// through memory maps of sparse files, where a full disk is SIGBUS.
-const indexReserve = 128 << 20
-
 // indexOptions keep badger's share of the memory small: see TestIndexMemory.
 func indexOptions(dir string, log badger.Logger) badger.Options {
 	o := badger.DefaultOptions(dir)
@@ -90,7 +86,7 @@ func OpenIndex(dir string) (*Index, error) {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	x := &Index{dir: dir, unlock: unlock, cache: map[uint64]*cachedPage{}}
-	if err = checkRoom(dir); err == nil { // opening writes through memory maps already
+	if err = takeRoom(dir); err == nil { // opening writes through memory maps already
 		err = checkTables(dir)
 	}
 	if err == nil {
@@ -102,6 +98,7 @@ func OpenIndex(dir string) (*Index, error) {
 		}
 	}
 	if err != nil {
+		giveRoom(dir)
 		unlock()
 		return nil, fmt.Errorf("open index %s: %w", dir, err)
 	}
@@ -350,6 +347,7 @@ func (x *Index) Close() error {
 func (x *Index) closeLocked() error {
 	close(x.stop)
 	<-x.done
+	giveRoom(x.dir) // badger writes out what it holds in memory
 	err := x.db.Close()
 	x.db = nil
 	x.unlock()

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/dgraph-io/badger/v4"
-	"golang.org/x/sys/unix"
 )
 
 // pagesLocked lists the pages in [from, to] that exist in the cache or in the database, ascending.
@@ -129,7 +128,7 @@ func (x *Index) setPageLocked(txn *badger.Txn, number uint64) error {
 
 // commitLocked runs one transaction, durably. Its failure is sticky.
 func (x *Index) commitLocked(fill func(*badger.Txn) error) error {
-	err := checkRoom(x.dir)
+	err := keepRoom(x.dir)
 	if err == nil {
 		txn := x.db.NewTransaction(true)
 		defer txn.Discard()
@@ -145,18 +144,6 @@ func (x *Index) commitLocked(fill func(*badger.Txn) error) error {
 		return x.err
 	}
 	x.count++
-	return nil
-}
-
-// checkRoom fails where badger would be killed by a full disk.
-func checkRoom(dir string) error {
-	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err != nil {
-		return fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	if room := s.Bavail * uint64(s.Bsize); room < indexReserve {
-		return fmt.Errorf("%w: %d bytes, at least %d: %w", ErrIndexNoRoom, room, indexReserve, unix.ENOSPC)
-	}
 	return nil
 }
 
