@@ -21,6 +21,7 @@ const (
 	targetWriters = 6
 	targetOffers  = 4 // offers being compared at once
 	maxOffers     = sourceChunks
+	maxDuties     = 4        // Flush and Commit that wait; an honest source has two
 	maxUnacked    = 16 << 10 // records that may be open, whatever the window
 	maxPieces     = 8 << 10  // spans begun behind one that is not confirmed
 

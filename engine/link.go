@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,10 +50,10 @@ func newLink(ctx context.Context, conn *wire.Conn, prog *Progress) *link {
 func (l *link) run(handle func(wire.Message) error, work func() error) error {
 	// Whatever hangs in the connection, a peer that does not read or a reader without data, is released
 	// some seconds after the session has ended.
-	stopTimer := context.AfterFunc(l.ctx, func() {
-		time.AfterFunc(byeTimeout, func() { l.conn.Close(context.Cause(l.ctx)) })
-	})
-	defer stopTimer()
+	limit := time.AfterFunc(math.MaxInt64, func() { l.conn.Close(context.Cause(l.ctx)) })
+	defer limit.Stop()
+	unlimited := context.AfterFunc(l.ctx, func() { limit.Reset(byeTimeout) })
+	defer unlimited()
 
 	l.reader.Go(func() { l.read(handle) })
 	if err := work(); err != nil {

@@ -182,7 +182,7 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	}
 	hello, ok := m.(*wire.Hello)
 	if !ok {
-		return nil, nil, protocolError("type %d in place of Hello", m.Type())
+		return nil, nil, unexpected(m, "Hello")
 	}
 	v := s.volumes[hello.Volume]
 	if v == nil {

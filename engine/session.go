@@ -170,21 +170,14 @@ func openTargetSide(ctx context.Context, conn *wire.Conn, open *wire.Open, g geo
 	if err != nil {
 		return nil, err
 	}
-	switch m := m.(type) {
-	case *wire.Opened:
+	if m, ok := m.(*wire.Opened); ok {
 		if m.DataEnd < 0 || m.DataEnd > g.size || m.ResumeFrom < 0 || m.ResumeFrom > g.size || m.Size < g.size ||
 			(m.ResumeFrom%g.blockSize != 0 && m.ResumeFrom != g.size) || m.Window < wire.MaxRun || m.MaxOffers < 1 {
 			return nil, protocolError("Opened does not fit a volume of %d bytes", g.size)
 		}
 		return m, nil
-	case *wire.Refused:
-		return nil, &wire.RemoteError{Code: m.Code, Text: m.Text}
-	case *wire.Halt:
-		return nil, &wire.RemoteError{Code: m.Code, Text: m.Text}
-	case *wire.Bye:
-		return nil, &wire.RemoteError{Code: m.Code, Text: m.Text}
 	}
-	return nil, protocolError("type %d in place of Opened", m.Type())
+	return nil, unexpected(m, "Opened")
 }
 
 // targetParams are what is known of a target before its session opens.
@@ -224,7 +217,7 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 	}
 	open, ok := m.(*wire.Open)
 	if !ok {
-		return res, notOpen(m)
+		return res, unexpected(m, "Open")
 	}
 	open.Flags |= p.flags
 	store, answer, err := p.open(open)
@@ -273,8 +266,8 @@ func refuse(conn *wire.Conn, err error) {
 	}
 }
 
-// notOpen explains a message that came in place of Open.
-func notOpen(m wire.Message) error {
+// unexpected explains a message that came in a handshake in place of another.
+func unexpected(m wire.Message, want string) error {
 	switch m := m.(type) {
 	case *wire.Refused:
 		return &wire.RemoteError{Code: m.Code, Text: m.Text}
@@ -283,7 +276,7 @@ func notOpen(m wire.Message) error {
 	case *wire.Bye:
 		return &wire.RemoteError{Code: m.Code, Text: m.Text}
 	}
-	return protocolError("type %d in place of Open", m.Type())
+	return protocolError("type %d in place of %s", m.Type(), want)
 }
 
 // open checks that the source may be copied here, opens everything, and decides where to go on.
@@ -459,7 +452,7 @@ func greet(conn *wire.Conn, h *wire.Hello) (*wire.Hello, error) {
 	}
 	hello, ok := m.(*wire.Hello)
 	if !ok {
-		return nil, notOpen(m)
+		return nil, unexpected(m, "Hello")
 	}
 	if hello.Role == h.Role {
 		return nil, protocolError("both sides want to be role %d", h.Role)

@@ -76,12 +76,13 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 	t := &target{
 		link: l, geometry: store.geometry, store: store, options: flags,
 		indexed: answer.Flags&wire.OpenedIndexed != 0,
-		pool:    blockdev.NewPool(targetMemory), scratch: blockdev.NewPool(targetWriters * chunkSize),
-		meter:  wire.NewMeter(windowBytes),
-		offers: make(chan *wire.Offer, maxOffers),
-		writes: make(chan *run, maxUnacked),
-		duties: make(chan duty, 4),
-		acks:   newAckQueue(),
+		pool:    blockdev.NewPool(targetMemory),
+		scratch: blockdev.NewPool(targetWriters * chunkSize),
+		meter:   wire.NewMeter(windowBytes),
+		offers:  make(chan *wire.Offer, maxOffers),
+		writes:  make(chan *run, maxUnacked),
+		duties:  make(chan duty, maxDuties),
+		acks:    newAckQueue(),
 	}
 	l.late = func(m wire.Message) {
 		// Both sides of a local sync are stopped at once, and the source's last word is still worth having.
@@ -96,8 +97,7 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 	return t
 }
 
-// work runs the stages until the session ends, and then leaves the store in a state that the next
-// session can go on from.
+// work runs the stages until the session ends.
 func (t *target) work() error {
 	stages, ctx := errgroup.WithContext(t.ctx)
 	for range targetOffers {
@@ -120,6 +120,9 @@ func (t *target) handle(m wire.Message) error {
 		if _, ok := m.(*wire.Data); !ok {
 			return protocolError("type %d inside a run of Data", m.Type())
 		}
+	}
+	if t.finished.Load() {
+		return protocolError("type %d after Committed", m.Type())
 	}
 	switch m := m.(type) {
 	case *wire.Offer:
