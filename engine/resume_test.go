@@ -26,16 +26,7 @@ func TestRecheckKeepsItsEvidence(t *testing.T) {
 	for range 2 {
 		// Stopped when the recheck is through, long before the run could ship what it found: the recheck
 		// reads a few MiB, and the rate leaves it seconds.
-		ctx, cancel := context.WithCancel(t.Context())
-		var rechecked sync.Once
-		watch := withFaults(devtest.Rule{Op: devtest.OpRead, When: devtest.Touches(2*mib-1, 1), Effect: devtest.Hook(func(devtest.Call) {
-			rechecked.Do(func() { time.AfterFunc(100*time.Millisecond, cancel) })
-		})})
-		_, err := s.try(ctx, src, dst, func(o *SyncOptions) { o.openTarget, o.RateLimit, o.NoCompress = watch, 2*mib, true })
-		cancel()
-		if !errors.Is(err, context.Canceled) {
-			t.Fatalf("got %v, want it stopped", err)
-		}
+		s.stopAtRead(src, dst, 2*mib-1, 100*time.Millisecond)
 	}
 	s.run(src, dst)
 	mustEqual(t, src, dst)
@@ -49,16 +40,30 @@ func TestRecheckCutOffIsNotClean(t *testing.T) {
 	s.stopWhen(src, dst, 10*time.Millisecond, func(p *Progress) bool { return p.Durable.Load() > 4*mib })
 	writeAt(t, dst, []byte("a stranger was here"), 3*mib)
 
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	stop := withFaults(devtest.Rule{Op: devtest.OpRead, When: devtest.Touches(0, 1), Effect: devtest.Hook(func(devtest.Call) {
-		cancel() // while the first MiB is compared
-	})})
-	if _, err := s.try(ctx, src, dst, func(o *SyncOptions) { o.openTarget, o.RateLimit, o.NoCompress = stop, 2*mib, true }); !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want it stopped", err)
-	}
+	s.stopAtRead(src, dst, 0, 0) // while the first MiB is compared
 	s.run(src, dst)
 	mustEqual(t, src, dst)
+}
+
+// stopAtRead runs a sync, slowly, and stops it when its target is read at off, or a little after.
+func (s *syncer) stopAtRead(src, dst string, off int64, after time.Duration) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	defer cancel()
+	var once sync.Once
+	stop := withFaults(devtest.Rule{Op: devtest.OpRead, When: devtest.Touches(off, 1), Effect: devtest.Hook(func(devtest.Call) {
+		once.Do(func() {
+			if after == 0 {
+				cancel()
+			} else {
+				time.AfterFunc(after, cancel)
+			}
+		})
+	})})
+	_, err := s.try(ctx, src, dst, func(o *SyncOptions) { o.openTarget, o.RateLimit, o.NoCompress = stop, 2*mib, true })
+	if !errors.Is(err, context.Canceled) {
+		s.t.Fatalf("got %v, want it stopped", err)
+	}
 }
 
 // A target that takes long to flush is not asked again before it has answered.

@@ -233,17 +233,23 @@ func (s *syncer) stopWhen(src, dst string, flushEvery time.Duration, enough func
 	return rep
 }
 
+// targetFor names a target that does not exist yet, and how it is reached.
+func targetFor(t *testing.T, remote bool) (path, dst string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "dst")
+	if !remote {
+		return path, path
+	}
+	return path, "blk://" + startNode(t, map[string]string{"v": path}).addr + "/v"
+}
+
 // A sync that is stopped goes on where it was, and ships nothing twice but what was in flight.
 func TestSyncResumes(t *testing.T) {
 	src := denseImage(t, 48*mib, 31)
 	for _, remote := range []bool{false, true} {
 		t.Run(fmt.Sprint("remote ", remote), func(t *testing.T) {
 			s := newSyncer(t)
-			path := filepath.Join(t.TempDir(), "dst")
-			dst := path
-			if remote {
-				dst = "blk://" + startNode(t, map[string]string{"v": path}).addr + "/v"
-			}
+			path, dst := targetFor(t, remote)
 			var shipped, resumed int64
 			for range 3 {
 				rep := s.stopAfterProgress(src, dst)
@@ -272,11 +278,7 @@ func TestStopNamesWhatIsConfirmed(t *testing.T) {
 	for _, remote := range []bool{false, true} {
 		t.Run(fmt.Sprint("remote ", remote), func(t *testing.T) {
 			s := newSyncer(t)
-			path := filepath.Join(t.TempDir(), "dst")
-			dst := path
-			if remote {
-				dst = "blk://" + startNode(t, map[string]string{"v": path}).addr + "/v"
-			}
+			path, dst := targetFor(t, remote)
 			// More than all spans that can be under way, so that the first of them is confirmed.
 			s.stopWhen(src, dst, time.Hour, func(p *Progress) bool { return p.Shipped.Load() > (sourceChunks+2)*mib })
 			if rep := s.run(src, dst); rep.ResumedBytes == 0 {
