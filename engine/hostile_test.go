@@ -129,7 +129,7 @@ func TestTargetRefusesNonsense(t *testing.T) {
 // A source that sends more than it was granted is stopped. No writer runs here, so nothing is granted.
 func TestTargetEnforcesWindow(t *testing.T) {
 	store := &targetStore{geometry: geometry{size: 1 << 30, blockSize: DefaultBlockSize}}
-	half := newTarget(&link{ctx: t.Context(), prog: new(Progress)}, store, 0, &wire.Opened{})
+	half := newTarget(&link{ctx: t.Context(), prog: new(Progress)}, store, 0, &wire.Opened{Window: windowBytes})
 	zero := &wire.Zero{Seq: 1, Offset: 0, Length: 1 << 30}
 	for i := range windowBytes / wire.Cost(zero) {
 		if err := half.handle(zero); err != nil {

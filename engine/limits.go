@@ -17,6 +17,7 @@ const (
 	sourceReads   = 8        // of these, reads in flight
 	sourceMemory  = 56 << 20 // two buffers a chunk (raw, packed), and a retried block
 	windowBytes   = 24 << 20 // unacknowledged raw payload that the target grants
+	slowWindow    = 2 << 20  // the same where a rate is to be kept: what may come at once before it
 	targetMemory  = 80 << 20 // window, packed payloads, offers' and read-back buffers
 	targetWriters = 6
 	targetOffers  = 4 // offers being compared at once

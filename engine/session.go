@@ -296,6 +296,9 @@ func (p targetParams) open(open *wire.Open) (store *targetStore, answer *wire.Op
 		}
 	}
 	answer = &wire.Opened{Window: windowBytes, MaxOffers: maxOffers}
+	if p.rateLimit > 0 {
+		answer.Window = slowWindow
+	}
 	if store.dryRun {
 		answer.Flags |= wire.OpenedDryRun
 	}

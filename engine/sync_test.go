@@ -272,6 +272,33 @@ func TestSyncResumes(t *testing.T) {
 	}
 }
 
+// A pull keeps its rate by granting late: no more than the rate and one small window has come at any time.
+func TestRateOfAPull(t *testing.T) {
+	src := denseImage(t, 24*mib, 35)
+	n := startNode(t, map[string]string{"v": src})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	prog := new(Progress)
+	start := time.Now()
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for prog.Shipped.Load() < 4*mib && ctx.Err() == nil {
+			<-tick.C
+		}
+		cancel()
+	})
+	const rate = 4 * mib
+	rep, _ := newSyncer(t).try(ctx, "blk://"+n.addr+"/v", filepath.Join(t.TempDir(), "dst"),
+		func(o *SyncOptions) { o.Progress, o.RateLimit, o.NoCompress = prog, rate, true })
+	watch.Wait()
+	// The limiter's own burst, one window, and what the time allowed.
+	if most := int64(time.Since(start).Seconds()*rate) + slowWindow + 2*wire.MaxRun; rep.ShippedBytes > most {
+		t.Errorf("shipped %d, the rate allows %d", rep.ShippedBytes, most)
+	}
+}
+
 // A sync that is told to stop leaves behind what is confirmed by then, not what was when it last asked.
 func TestStopNamesWhatIsConfirmed(t *testing.T) {
 	src := denseImage(t, 48*mib, 33)

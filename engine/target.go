@@ -78,7 +78,7 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 		indexed: answer.Flags&wire.OpenedIndexed != 0,
 		pool:    blockdev.NewPool(targetMemory),
 		scratch: blockdev.NewPool(targetWriters * chunkSize),
-		meter:   wire.NewMeter(windowBytes),
+		meter:   wire.NewMeter(answer.Window),
 		offers:  make(chan *wire.Offer, maxOffers),
 		writes:  make(chan *run, maxUnacked),
 		duties:  make(chan duty, maxDuties),
