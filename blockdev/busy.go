@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -133,6 +132,3 @@ func unescape(s string) string {
 	}
 	return b.String()
 }
-
-// InUse reports whether err is a refusal because somebody else uses the device.
-func InUse(err error) bool { return errors.Is(err, ErrMounted) || errors.Is(err, ErrBusy) }

@@ -43,33 +43,33 @@ func (t *target) compare(ctx context.Context, m *wire.Offer) ([]byte, error) {
 			return nil, err
 		}
 	}
-	equal := 0 // blocks found equal that the index does not know of
-	learn := func(end int) error {
-		first := end - equal
-		equal = 0
-		return t.store.learn(m.Offset+int64(first)*t.blockSize, m.Hashes[first:end])
-	}
 	for i, h := range m.Hashes {
 		off := m.Offset + int64(i)*t.blockSize
 		n := t.blockEnd(off) - off
-		if h == known[i] {
-			if h != zeroBlockHash(n) {
-				t.prog.Skipped.Add(n)
+		zero := h == zeroBlockHash(n)
+		switch {
+		case h == known[i] && !zero:
+			t.prog.Skipped.Add(n)
+		case h != known[i]:
+			bits[i/8] |= 1 << (i % 8)
+			if t.options&wire.OpenDryRun != 0 && !zero {
+				t.prog.Shipped.Add(n)
 			}
-			if !indexed {
-				equal++
-			}
+		}
+	}
+	if indexed {
+		return bits, nil
+	}
+	equal := func(i int) bool { return m.Hashes[i] == known[i] }
+	for i, j := range stretches(len(known), func(i, j int) bool { return equal(i) == equal(j) }) {
+		if !equal(i) {
 			continue
 		}
-		bits[i/8] |= 1 << (i % 8)
-		if t.options&wire.OpenDryRun != 0 && h != zeroBlockHash(n) {
-			t.prog.Shipped.Add(n)
-		}
-		if err := learn(i); err != nil {
+		if err := t.store.learn(m.Offset+int64(i)*t.blockSize, known[i:j]); err != nil {
 			return nil, err
 		}
 	}
-	return bits, learn(len(m.Hashes))
+	return bits, nil
 }
 
 // hashDevice reads blocks from the device and hashes them into hashes. A device that does not exist, in
@@ -130,17 +130,12 @@ func (t *target) writeRun(ctx context.Context, r *run) error {
 	bad := make([]wire.NakCause, len(r.parts))
 	found := make([]wire.Hash, len(r.parts))
 	t.check(r, bad, found)
-	for i := 0; i < len(r.parts); {
-		j := i + 1
-		for j < len(r.parts) && bad[j] == bad[i] {
-			j++
-		}
+	for i, j := range stretches(len(r.parts), func(i, j int) bool { return bad[i] == bad[j] }) {
 		if bad[i] == 0 {
 			if err := t.writeStretch(ctx, r, i, j, bad, found); err != nil {
 				return err
 			}
 		}
-		i = j
 	}
 	t.answer(r, bad, found)
 	return nil
@@ -182,16 +177,13 @@ func (t *target) writeStretch(ctx context.Context, r *run, i, j int, bad []wire.
 			return err
 		}
 	}
-	for k := i; k < j; {
-		first := k
-		for k < j && bad[k] == 0 {
-			k++
+	// Reading back may have found some of them bad after all.
+	for a, b := range stretches(j-i, func(a, b int) bool { return bad[i+a] == bad[i+b] }) {
+		if bad[i+a] != 0 {
+			continue
 		}
-		if err := t.store.learn(r.off+r.parts[first].lo, found[first:k]); err != nil {
+		if err := t.store.learn(r.off+r.parts[i+a].lo, found[i+a:i+b]); err != nil {
 			return err
-		}
-		if k < j {
-			k++ // a bad one
 		}
 	}
 	return nil

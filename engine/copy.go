@@ -152,11 +152,10 @@ func (s *source) ship(ctx context.Context, off int64, buf []byte, blocks []block
 		}
 		defer s.pool.Put(packed)
 	}
-	for i := 0; i < len(blocks); {
-		j := i + 1
-		for j < len(blocks) && blocks[j].wanted == blocks[i].wanted && blocks[j].zero == blocks[i].zero {
-			j++
-		}
+	alike := func(i, j int) bool {
+		return blocks[i].wanted == blocks[j].wanted && blocks[i].zero == blocks[j].zero
+	}
+	for i, j := range stretches(len(blocks), alike) {
 		lo, hi := int64(i)*s.blockSize, min(int64(j)*s.blockSize, int64(len(buf)))
 		var err error
 		switch {
@@ -169,7 +168,6 @@ func (s *source) ship(ctx context.Context, off int64, buf []byte, blocks []block
 		if err != nil {
 			return err
 		}
-		i = j
 	}
 	return nil
 }

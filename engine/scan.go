@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"iter"
 	"math/bits"
 	"sync"
 
@@ -65,6 +66,22 @@ func (g geometry) scan(ctx context.Context, dev blockdev.Device, r blockdev.Exte
 		pos = max(pos, last)
 	}
 	return nil
+}
+
+// stretches cuts [0, n) into the longest stretches [i, j) whose neighbours are all alike.
+func stretches(n int, alike func(i, j int) bool) iter.Seq2[int, int] {
+	return func(yield func(int, int) bool) {
+		for i := 0; i < n; {
+			j := i + 1
+			for j < n && alike(j-1, j) {
+				j++
+			}
+			if !yield(i, j) {
+				return
+			}
+			i = j
+		}
+	}
 }
 
 // hashBlocks hashes every block of buf into hashes, which has one element for each. Zero blocks, which are

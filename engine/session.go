@@ -362,18 +362,18 @@ func (p targetParams) openProgress(store *targetStore, open *wire.Open, answer *
 	if answer.DataEnd, err = dataEnd(store.dev, open.Size); err != nil {
 		return deviceError("map target", p.path, err)
 	}
-	from, last, recheck, trusted, err := store.resume(open, facts)
+	f, err := store.resume(open, facts)
 	if err != nil {
 		return err
 	}
-	answer.ResumeFrom, answer.ResumeHash = from, last
-	if recheck {
+	answer.ResumeFrom, answer.ResumeHash = f.from, f.last
+	if f.recheck {
 		answer.Flags |= wire.OpenedRecheck
 	}
-	if trusted && open.Flags&wire.OpenTrustIndex != 0 {
+	if f.trusted && open.Flags&wire.OpenTrustIndex != 0 {
 		answer.Flags |= wire.OpenedIndexed
 	}
-	return store.begin(open, from, last, answer.DataEnd)
+	return store.begin(open, f, answer.DataEnd)
 }
 
 // dataEnd finds the end of the last data of a target. Behind it nothing needs to be offered or zeroed.

@@ -89,18 +89,25 @@ func (s *targetStore) openState(stateDir string, facts blockdev.Facts) error {
 	return nil
 }
 
-// resume says from where a run for this source can go on, whether what lies below must be compared with
-// the index first, and whether the index can be trusted to answer offers.
+// footing is what an earlier run is worth to this one. The zero value: nothing.
+type footing struct {
+	from    int64     // below it all is confirmed
+	last    wire.Hash // of the block that ends there
+	recheck bool      // what lies below must be compared with the index first
+	trusted bool      // the index may answer offers
+}
+
+// resume says on what footing a run for this source begins.
 //
 // A run that was completed is not resumed: the next one looks at everything again.
-func (s *targetStore) resume(open *wire.Open, facts blockdev.Facts) (from int64, last wire.Hash, recheck, trusted bool, err error) {
+func (s *targetStore) resume(open *wire.Open, facts blockdev.Facts) (footing, error) {
 	st := s.log.State()
 	marker, err := s.index.Meta(markerName)
 	if err != nil {
-		return 0, last, false, false, s.indexError("read index", err)
+		return footing{}, s.indexError("read index", err)
 	}
 	if string(marker) != string(indexMarker(st.BlockSize, st.Size)) || st.BlockSize != open.BlockSize || st.Size != open.Size {
-		return 0, last, false, false, nil // the index belongs to another run than the log, or to other blocks
+		return footing{}, nil // the index belongs to another run than the log, or to other blocks
 	}
 	untouched := false
 	if st.Facts != nil {
@@ -108,21 +115,21 @@ func (s *targetStore) resume(open *wire.Open, facts blockdev.Facts) (from int64,
 		untouched = json.Unmarshal(st.Facts, &then) == nil && then.BootID == s.bootID && facts.Unchanged(then.Facts)
 	}
 	if st.Complete {
-		return 0, last, false, untouched, nil
+		return footing{trusted: untouched}, nil
 	}
 	if st.Position <= 0 || st.Source != open.Fingerprint || (st.Position%s.blockSize != 0 && st.Position != s.size) {
-		return 0, last, false, false, nil
+		return footing{}, nil
 	}
 	// The last confirmed block is checked on both sides: here, and by the source.
 	start := s.down(st.Position - 1)
 	buf := make([]byte, st.Position-start)
 	if _, err := s.dev.ReadAt(buf, start); err != nil {
-		return 0, last, false, false, deviceError("read target", "", err)
+		return footing{}, deviceError("read target", "", err)
 	}
 	if wire.Sum(buf) != st.LastHash {
-		return 0, last, false, false, nil
+		return footing{}, nil
 	}
-	return st.Position, st.LastHash, !untouched, false, nil
+	return footing{from: st.Position, last: st.LastHash, recheck: !untouched}, nil
 }
 
 // The marker ties an index to the blocks that it is about. An index that was lost and made anew lacks it,
@@ -135,8 +142,8 @@ func indexMarker(blockSize uint32, size int64) []byte {
 
 // begin makes durable that a run is under way. Behind keep the target is zero and no message will
 // mention it where the source is zero too, so its entries go now.
-func (s *targetStore) begin(open *wire.Open, from int64, last wire.Hash, keep int64) error {
-	st := journal.SyncState{Source: open.Fingerprint, BlockSize: open.BlockSize, Size: open.Size, Position: from, LastHash: last}
+func (s *targetStore) begin(open *wire.Open, f footing, keep int64) error {
+	st := journal.SyncState{Source: open.Fingerprint, BlockSize: open.BlockSize, Size: open.Size, Position: f.from, LastHash: f.last}
 	if err := s.log.Begin(st); err != nil {
 		return deviceError("record the start of the sync", "", err)
 	}
@@ -147,7 +154,8 @@ func (s *targetStore) begin(open *wire.Open, from int64, last wire.Hash, keep in
 		}
 	}
 	if err == nil {
-		err = s.forget(s.up(max(from, keep)), s.size-s.up(max(from, keep)))
+		end := s.up(max(f.from, keep))
+		err = s.forget(end, s.size-end)
 	}
 	if err == nil {
 		err = s.index.Sync()
@@ -168,11 +176,7 @@ func (s *targetStore) learn(off int64, hashes []wire.Hash) error {
 		start := off + int64(i)*s.blockSize
 		return hashes[i] == zeroBlockHash(s.blockEnd(start)-start)
 	}
-	for i := 0; i < len(hashes); {
-		j := i + 1
-		for j < len(hashes) && zero(j) == zero(i) {
-			j++
-		}
+	for i, j := range stretches(len(hashes), func(i, j int) bool { return zero(i) == zero(j) }) {
 		var err error
 		if zero(i) {
 			err = s.index.Delete(first+uint64(i), uint64(j-i))
@@ -182,7 +186,6 @@ func (s *targetStore) learn(off int64, hashes []wire.Hash) error {
 		if err != nil {
 			return s.indexError("write index", err)
 		}
-		i = j
 	}
 	return nil
 }
