@@ -27,6 +27,12 @@ func (u *Usage) add(p *os.ProcessState) {
 	}
 }
 
+const (
+	startPoll  = 5 * time.Millisecond   // while a server starts: it is looked at before the clock runs
+	statusPoll = 100 * time.Millisecond // while it works: looking costs it something
+	cutTimeout = 10 * time.Minute       // only a mirror that will never come needs longer
+)
+
 // process is one child, ended by its own id, never by its name.
 type process struct {
 	cmd            *exec.Cmd
@@ -80,8 +86,8 @@ func (p *process) stop(u *Usage) error {
 }
 
 // await polls until ready says so, or the process ended, or ctx did.
-func (p *process) await(ctx context.Context, ready func() bool) error {
-	poll := time.NewTicker(5 * time.Millisecond)
+func (p *process) await(ctx context.Context, every time.Duration, ready func() bool) error {
+	poll := time.NewTicker(every)
 	defer poll.Stop()
 	for !ready() {
 		select {

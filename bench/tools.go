@@ -37,21 +37,17 @@ type blkmirror struct{ trustIndex bool }
 
 func (blkmirror) missing() string { return "" }
 
-func (blkmirror) prepare(ctx context.Context, r *run) (err error) {
+func (blkmirror) prepare(ctx context.Context, r *run) error {
 	if !r.scenario.tcp {
 		return nil
 	}
-	control := filepath.Join(r.sockets, "control.sock")
-	r.server, err = start(ctx, r.profileOf("serve"), r.options.Binary, "serve", "--insecure", "--quiet", "--listen", "127.0.0.1:0",
-		"--state", r.stateOf("node"), "--control", control, "--volume", "bench="+r.target)
+	node, err := StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.stateOf("node"), Control: filepath.Join(r.sockets, "control.sock"),
+		Flags: []string{"--quiet", "--volume", "bench=" + r.target}, Profile: r.profileOf("serve")})
 	if err != nil {
 		return err
 	}
-	return r.server.await(ctx, func() bool {
-		status, err := engine.FetchStatus(ctx, control)
-		r.address = status.Listen
-		return err == nil
-	})
+	r.server, r.address = node.process, node.Address
+	return nil
 }
 
 func (b blkmirror) client(r *run) []string {
@@ -97,7 +93,7 @@ func (nbdcopy) prepare(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	return r.server.await(ctx, func() bool {
+	return r.server.await(ctx, startPoll, func() bool {
 		_, err := os.Stat(ready) // written when it listens
 		return err == nil
 	})

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -68,6 +69,39 @@ func TestMisuseExitsWith2AndPointsAtHelp(t *testing.T) {
 		{"serve --volume a=b --volume a=c", "given twice", "serve --help"},
 		{"serve --volume a/b=c", "letters, digits", "serve --help"},
 		{"serve --volume a=b", "no identities yet", ""},
+		{"serve --insecure --volume a=b --export c=unix:x", "--export is given for volume c, which has no --volume c=PATH", "serve --help"},
+		{"serve --insecure --volume a=b --mirror c=127.0.0.1:1", "--mirror is given for volume c", "serve --help"},
+		{"serve --volume a=b --export a", "NAME=unix:PATH|tcp:ADDR", "serve --help"},
+		{"serve --volume a=b --export a=/x", "unix:PATH or tcp:HOST:PORT", "serve --help"},
+		{"serve --volume a=b --export a=tcp:192.0.2.1:1", "loopback only", "serve --help"},
+		{"serve --volume a=b --export a=unix:x --export a=unix:y", "given twice", "serve --help"},
+		{"serve --volume a=b --mirror a=192.0.2.1:1", "loopback only", "serve --help"},
+		{"serve --volume a=b --mirror a=127.0.0.1", "HOST:PORT", "serve --help"},
+		{"serve --volume a=b --mirror a=127.0.0.1:1 --mirror a=127.0.0.1:1", "given twice", "serve --help"},
+		{"serve --volume a=b --mirror a/b=127.0.0.1:1", "letters, digits", "serve --help"},
+		{"serve --volume a=b --interval a=9ms", "from 10ms to 24h", "serve --help"},
+		{"serve --volume a=b --interval a=25h", "from 10ms to 24h", "serve --help"},
+		{"serve --volume a=b --interval a=-1s", "from 10ms to 24h", "serve --help"},
+		{"serve --volume a=b --interval 1s", "NAME=TIME", "serve --help"},
+		{"serve --volume a=b --mode a=sync", "not built yet", "serve --help"},
+		{"serve --volume a=b --mode a=fast", "give async", "serve --help"},
+		{"serve --volume a=b --max-lag a=0", "such as 90s", "serve --help"},
+		{"serve --volume a=b --block-size a=5000", "power of two", "serve --help"},
+		{"serve --volume a=b --on-staging-full a=drop", "hold or bulk", "serve --help"},
+		{"serve --volume a=b --on-reboot a=x", "compare or trust", "serve --help"},
+		{"serve --volume a=b --role a=x", "primary or mirror", "serve --help"},
+		{"serve --volume a=b --staging-limit a=0", "leave it away", "serve --help"},
+		{"cut", "VOLUME is missing", "cut --help"},
+		{"cut a b", `unexpected argument "b"`, "cut --help"},
+		{"cut a/b", "letters, digits", ""},
+		{"cut a --timeout 0s", "more than 0", "cut --help"},
+		{"cut a --timeout soon", "--timeout", "cut --help"},
+		{"pause", "VOLUME is missing", "pause --help"},
+		{"resume a --overwrite-mirror", "needs a value", "resume --help"},
+		{"rebuild", "VOLUME is missing", "rebuild --help"},
+		{"status --json --check", "only one of", "status --help"},
+		{"status --max-lag 5s", "goes with --check", "status --help"},
+		{"status --check --max-lag 0s", "more than 0", "status --help"},
 		{"serve --volume a=b extra", `unexpected argument "extra"`, "serve --help"},
 		{"status a b", `unexpected argument "b"`, "status --help"},
 		{"inspect", "PATH is missing", "inspect --help"},
@@ -123,7 +157,7 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for _, args := range []string{"--help", "-h", "help", "sync --help", "help sync", "sync a b c d --help", "sync --nothing", "bench --help",
-		"help bench sync", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h"} {
+		"help bench sync", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h", "cut -h", "pause -h", "resume -h", "rebuild -h"} {
 		got := call(t, strings.Fields(args)...)
 		if args == "sync --nothing" {
 			continue // no help, see above
@@ -152,6 +186,7 @@ func TestExitCodes(t *testing.T) {
 		{of(engine.KindIntegrity), 5},
 		{of(engine.KindDevice), 6},
 		{of(engine.KindState), 7},
+		{&attentionError{}, 7},
 		{&engine.Error{Kind: engine.KindNetwork, Err: context.Canceled}, 1},
 		{&interruptedError{}, 1},
 	}
@@ -287,11 +322,16 @@ func TestServeStatusSyncAndSIGTERM(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	gone := make(chan struct{})
-	go func() { defer close(gone); ended <- node.Wait() }()
-	status, err := awaitNode(t.Context(), control, gone)
-	if err != nil {
-		t.Fatal(err, log.String())
+	go func() { ended <- node.Wait() }()
+	var status engine.Status
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		var err error
+		if status, err = engine.FetchStatus(t.Context(), control); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
 	address := "blk://" + status.Listen + "/backup"
 	if got := call(t, "sync", "--insecure", source, address, "--state", filepath.Join(dir, "state")); got.code != 0 {
@@ -313,32 +353,5 @@ func TestServeStatusSyncAndSIGTERM(t *testing.T) {
 	want, _ := os.ReadFile(source)
 	if have, err := os.ReadFile(target); err != nil || !bytes.Equal(want, have) {
 		t.Errorf("target differs: %v", err)
-	}
-}
-
-func TestQuickstart(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	got := call(t, "quickstart", "--size", "16M")
-	if got.code != 0 || !strings.Contains(got.stdout, "   equal\n") || got.stderr != "" {
-		t.Errorf("%+v", got)
-	}
-	if left, _ := os.ReadDir(os.TempDir()); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-}
-
-func TestQuickstartKeeps(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "new", "demo")
-	got := call(t, "quickstart", "--size", "16M", "--keep", dir)
-	if got.code != 0 || !strings.Contains(got.stdout, "To go on:") {
-		t.Errorf("%+v", got)
-	}
-	for _, image := range []string{"disk.img", "copy.img"} {
-		if info, err := os.Stat(filepath.Join(dir, image)); err != nil || info.Size() != 16<<20 {
-			t.Errorf("%s: %v", image, err)
-		}
-	}
-	if again := call(t, "quickstart", "--size", "16M", "--keep", dir); again.code != exitDevice {
-		t.Errorf("a folder that is not empty: %+v", again)
 	}
 }

@@ -17,6 +17,9 @@ func TestBashCompletion(t *testing.T) {
 		want string
 	}{
 		{"blkmirror s", "sync serve status"},
+		{"blkmirror re", "resume rebuild"},
+		{"blkmirror cut db --w", "--wait"},
+		{"blkmirror serve --on", "--on-staging-full --on-reboot"},
 		{"blkmirror --v", "--version"},
 		{"blkmirror sync --st", "--state"},
 		{"blkmirror sync a b --n", "--no-compress"},

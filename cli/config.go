@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -13,66 +16,208 @@ import (
 
 // config is the file of `serve`: the same words as its flags.
 type config struct {
-	State    string                  `toml:"state"`
-	Listen   string                  `toml:"listen"`
-	Control  string                  `toml:"control"`
-	Insecure bool                    `toml:"insecure"`
-	Volume   map[string]volumeConfig `toml:"volume"`
-}
-
-// volumeConfig is a table [volume.NAME].
-type volumeConfig struct {
-	Path string `toml:"path"`
+	state, listen, control string
+	insecure               bool
+	volumes                map[string]engine.VolumeConfig
 }
 
 // loadConfig reads the file and refuses what it does not know: a word with a typo in it would otherwise
-// be a setting that silently does nothing.
+// be a setting that silently does nothing. Errors name the line and the key.
 func loadConfig(path string) (config, error) {
-	fail := func(err error) error {
-		return &engine.Error{Kind: engine.KindUsage, Op: "read config", On: path, Err: err,
-			Next: "correct the file; it may hold state, listen, control, insecure, and path in [volume.NAME]"}
-	}
-	var c config
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return c, &engine.Error{Kind: engine.KindUsage, Op: "read config", On: path, Err: reason(err),
+		return config{}, &engine.Error{Kind: engine.KindUsage, Op: "read config", On: path, Err: reason(err),
 			Next: "name a file that can be read with --config"}
 	}
-	meta, err := toml.Decode(string(text), &c)
+	r := configReader{text: string(text)}
+	if _, err = toml.Decode(r.text, &r.document); err != nil {
+		err = errors.New(strings.TrimPrefix(err.Error(), "toml: ")) // names the line
+	} else {
+		err = r.read()
+	}
 	if err != nil {
-		return c, fail(errors.New(strings.TrimPrefix(err.Error(), "toml: ")))
+		return config{}, &engine.Error{Kind: engine.KindUsage, Op: "read config", On: path, Err: err,
+			Next: "correct the file; '" + name + " serve --help' shows what it may hold"}
 	}
-	// Into a map the library lets any type pass. A table that only [volume.NAME] brings in has none.
-	if kind := meta.Type("volume"); kind != "" && kind != "Hash" {
-		return c, fail(fmt.Errorf("line %d: \"volume\" must be tables [volume.NAME]", lineOf(string(text), toml.Key{"volume"})))
+	return r.config, nil
+}
+
+// configReader takes a parsed file apart. Tables are gone through in alphabetical order: which of several
+// errors is told should not be up to chance.
+type configReader struct {
+	text     string
+	document table
+	config   config
+}
+
+type table = map[string]any
+
+func (r *configReader) read() error {
+	r.config.volumes = map[string]engine.VolumeConfig{}
+	for _, key := range slices.Sorted(maps.Keys(r.document)) {
+		value, err, ok := r.document[key], error(nil), true
+		switch key {
+		case "state":
+			r.config.state, ok = value.(string)
+		case "listen":
+			r.config.listen, ok = value.(string)
+		case "control":
+			r.config.control, ok = value.(string)
+		case "insecure":
+			if r.config.insecure, ok = value.(bool); !ok {
+				return r.fail("must be true or false", key)
+			}
+		case "volume":
+			err = r.readVolumes(value)
+		default:
+			return r.unknown(key)
+		}
+		if !ok {
+			return r.fail("must be a text in quotes", key)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		return c, fail(fmt.Errorf("line %d: unknown key %q", lineOf(string(text), unknown[0]), unknown[0]))
+	return nil
+}
+
+func (r *configReader) readVolumes(value any) error {
+	volumes, ok := value.(table)
+	if !ok {
+		return r.fail("must be tables [volume.NAME]", "volume")
 	}
-	for volume, v := range c.Volume {
-		key := toml.Key{"volume", volume}
+	for _, volume := range slices.Sorted(maps.Keys(volumes)) {
 		if err := engine.CheckVolumeName(volume); err != nil {
-			return c, fail(fmt.Errorf("line %d: volume name %q %w", lineOf(string(text), key), volume, errors.Unwrap(err)))
+			return fmt.Errorf("line %d: volume name %q %w", r.lineOf("volume", volume), volume, errors.Unwrap(err))
 		}
-		if v.Path == "" {
-			return c, fail(fmt.Errorf("line %d: [%s] has no path", lineOf(string(text), key), key))
+		settings, ok := volumes[volume].(table)
+		if !ok {
+			return r.fail("must be a table", "volume", volume)
+		}
+		c := newVolume()
+		for _, key := range slices.Sorted(maps.Keys(settings)) {
+			if err := r.readSetting(&c, volume, key, settings[key]); err != nil {
+				return err
+			}
+		}
+		if c.Path == "" {
+			return fmt.Errorf("line %d: [volume.%s] has no path", r.lineOf("volume", volume), volume)
+		}
+		r.config.volumes[volume] = c
+	}
+	return nil
+}
+
+func (r *configReader) readSetting(c *engine.VolumeConfig, volume, key string, value any) error {
+	s := findSetting(key)
+	if s == nil {
+		return r.unknown("volume", volume, key)
+	}
+	if key == "mirror" {
+		return r.readMirrors(c, volume, value)
+	}
+	text, ok := value.(string)
+	if n, isNumber := value.(int64); isNumber && s.number {
+		text, ok = fmt.Sprint(n), true
+	}
+	if !ok {
+		return r.fail("must be a text in quotes: "+s.value, "volume", volume, key)
+	}
+	if err := s.set(c, text); err != nil {
+		return r.fail(fmt.Sprintf("%q: %v", text, err), "volume", volume, key)
+	}
+	return nil
+}
+
+// readMirrors reads the tables [[volume.NAME.mirror]]. A mirror that has a name of its own keeps what is
+// known of it when its address changes.
+func (r *configReader) readMirrors(c *engine.VolumeConfig, volume string, value any) error {
+	mirrors, ok := value.([]table)
+	if !ok {
+		return r.fail(fmt.Sprintf("must be tables [[volume.%s.mirror]] with an address, and a name if you like", volume), "volume", volume, "mirror")
+	}
+	for i, settings := range mirrors {
+		var m engine.MirrorConfig
+		for _, key := range slices.Sorted(maps.Keys(settings)) {
+			text, ok := settings[key].(string)
+			switch {
+			case key != "name" && key != "address":
+				return r.unknown("volume", volume, "mirror", i, key)
+			case !ok || text == "":
+				return r.fail("must be a text in quotes", "volume", volume, "mirror", i, key)
+			case key == "name":
+				if err := engine.CheckVolumeName(text); err != nil { // the rules for names are the same
+					return r.fail(fmt.Sprintf("%q %v", text, errors.Unwrap(err)), "volume", volume, "mirror", i, key)
+				}
+				m.Name = text
+			default:
+				m.Address = text
+			}
+		}
+		if m.Address == "" {
+			return r.fail("has no address", "volume", volume, "mirror", i)
+		}
+		m.Name = cmp.Or(m.Name, m.Address)
+		if err := addMirror(c, m); err != nil {
+			return r.fail(err.Error(), "volume", volume, "mirror", i, "address")
 		}
 	}
-	return c, nil
+	return nil
+}
+
+func (r *configReader) unknown(path ...any) error {
+	return fmt.Errorf("line %d: unknown key %q", r.lineOf(path...), keyOf(path))
+}
+
+func (r *configReader) fail(text string, path ...any) error {
+	return fmt.Errorf("line %d: %s: %s", r.lineOf(path...), keyOf(path), text)
+}
+
+// keyOf writes a path as the file does. Of several tables with one name it does not tell which: the line does.
+func keyOf(path []any) string {
+	var key toml.Key
+	for _, p := range path {
+		if word, ok := p.(string); ok {
+			key = append(key, word)
+		}
+	}
+	return key.String()
 }
 
 // lineOf finds the line that brings a key in: the shortest beginning of the file that has it. The
 // library tells no positions of keys; files are short, and this runs only when one is wrong.
-func lineOf(text string, key toml.Key) int {
-	lines := strings.SplitAfter(text, "\n")
+func (r *configReader) lineOf(path ...any) int {
+	lines := strings.SplitAfter(r.text, "\n")
 	for n := range lines {
-		var any map[string]any
-		meta, err := toml.Decode(strings.Join(lines[:n+1], ""), &any)
-		if err == nil && meta.IsDefined(key...) {
+		var beginning table
+		if _, err := toml.Decode(strings.Join(lines[:n+1], ""), &beginning); err == nil && has(beginning, path) {
 			return n + 1
 		}
 	}
 	return len(lines)
+}
+
+// has follows keys and, where there are several tables, numbers of tables.
+func has(value any, path []any) bool {
+	for _, p := range path {
+		switch p := p.(type) {
+		case string:
+			t, _ := value.(table)
+			next, ok := t[p]
+			if !ok {
+				return false
+			}
+			value = next
+		case int:
+			t, _ := value.([]table)
+			if p >= len(t) {
+				return false
+			}
+			value = t[p]
+		}
+	}
+	return true
 }
 
 // reason strips the path, which the message around it names.

@@ -43,9 +43,12 @@ func (e usageError) next() string {
 func exitCode(err error) int {
 	var usage usageError
 	var told *engine.Error
+	var attention *attentionError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &attention):
+		return exitState
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, context.Canceled): // interrupted, whatever broke on the way out
@@ -72,6 +75,9 @@ func exitCode(err error) int {
 
 // printError says what was tried, on what, what happened, and what to do next.
 func printError(w io.Writer, err error) {
+	if _, printed := errors.AsType[*attentionError](err); printed {
+		return
+	}
 	fmt.Fprintf(w, "%s: %v\n", name, err)
 	var usage usageError
 	var stopped *interruptedError

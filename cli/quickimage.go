@@ -6,7 +6,6 @@ import (
 	"hash/maphash"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,26 +159,6 @@ func findPages(ctx context.Context, path string, wanted func([]byte) bool) ([]in
 			return nil, err
 		}
 	}
-}
-
-// changePages overwrites some of the pages, picked at random, and returns how many.
-func changePages(path string, pages []int64, wanted int) (int, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	rand.Shuffle(len(pages), func(i, j int) { pages[i], pages[j] = pages[j], pages[i] })
-	pages = pages[:min(wanted, len(pages))]
-	random := rand.NewChaCha8([32]byte{byte(len(pages))})
-	page := make([]byte, pageSize)
-	for _, n := range pages {
-		random.Read(page)
-		if _, err := f.WriteAt(page, n*pageSize); err != nil {
-			return 0, err
-		}
-	}
-	return len(pages), f.Sync()
 }
 
 func createSparse(path string, size int64) error {

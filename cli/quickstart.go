@@ -16,17 +16,25 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/blkmirror/blkmirror/bench"
 	"github.com/blkmirror/blkmirror/engine"
 )
 
-const quickVolume = "copy"
+const (
+	quickVolume  = "disk"
+	quickPhase   = 3 * time.Second // how long each part of the demonstration is watched
+	quickRate    = 2000            // pages a second that the client writes
+	quickTimeout = 5 * time.Minute // for what takes seconds; only a broken machine reaches it
+)
 
 // quickstart is one demonstration: all paths lie in one folder.
 type quickstart struct {
 	*app
-	dir            string
-	source, target string // images
-	size           int64
+	dir, sockets    string
+	source, target  string // images: the primary's and the mirror's
+	size            int64
+	binary          string
+	primary, mirror *bench.Node // nil: does not run
 }
 
 func (a *app) quickstartCommand() *cli.Command {
@@ -36,8 +44,10 @@ func (a *app) quickstartCommand() *cli.Command {
 		Name:  "quickstart",
 		Usage: "show everything on this machine, in one command",
 		Description: `
-Makes a disk image with real files in a temporary folder, copies it over TCP to a second node in the
-same process, changes one percent, copies again, compares, and cleans up. Needs no root.`,
+Makes a disk image with real files in a temporary folder and starts two nodes, processes of their own: a
+primary, which exports the disk, and a mirror. A client writes through the export, the mirror follows; the
+mirror is killed while the client goes on, started again, and catches up. Then both images are compared,
+without blkmirror, and everything is cleaned up. Needs no root, and takes less than a minute.`,
 		UsageText: `
 blkmirror quickstart
 blkmirror quickstart --keep ~/blkmirror-demo --size 256M`,
@@ -56,12 +66,16 @@ func (a *app) quickstart(ctx context.Context, keep string, size int64) error {
 	if size < least {
 		return usageError{command: "quickstart", text: "--size must be at least " + formatBytes(least)}
 	}
+	binary, err := os.Executable()
+	if err != nil {
+		return err
+	}
 	dir, remove, err := quickFolder(keep)
 	if err != nil {
 		return err
 	}
 	q := &quickstart{app: a, dir: dir, source: filepath.Join(dir, "disk.img"), target: filepath.Join(dir, "copy.img"),
-		size: size &^ (pageSize - 1)}
+		size: size &^ (pageSize - 1), binary: binary}
 	err = q.run(ctx)
 	if err := remove(); err != nil {
 		fmt.Fprintf(a.stderr, "%s: warning: %s is left behind: %v\n", name, dir, err)
@@ -72,9 +86,9 @@ func (a *app) quickstart(ctx context.Context, keep string, size int64) error {
 	case err != nil:
 		return err
 	case keep != "":
-		fmt.Fprintf(a.stdout, "\nKept in %s. To go on:\n  %s sync %s %s\n  cmp %s %s\n", dir, name, q.source, q.target, q.source, q.target)
+		fmt.Fprintf(a.stdout, "\nKept in %s: disk.img, copy.img, and the state of both nodes.\n", dir)
 	default:
-		fmt.Fprintf(a.stdout, "\nCleaned up. Next: '%s sync SRC DST' with a disk of yours, '%s sync --help' tells more.\n", name, name)
+		fmt.Fprintf(a.stdout, "\nCleaned up. Next: '%s serve --help' for disks of yours, '%s sync SRC DST' to copy one once.\n", name, name)
 	}
 	return nil
 }
@@ -104,109 +118,191 @@ func quickFolder(keep string) (dir string, remove func() error, err error) {
 	return dir, func() error { return nil }, nil
 }
 
-func (q *quickstart) run(ctx context.Context) error {
-	if err := enoughRoom(q.dir, 2*q.size); err != nil {
+func (q *quickstart) run(ctx context.Context) (err error) {
+	if err := enoughRoom(q.dir, 3*q.size); err != nil {
 		return err
 	}
+	// The path of a socket has at most 107 bytes, and the folder to keep may lie deep.
+	if q.sockets, err = os.MkdirTemp("", "blkmirror-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(q.sockets)) }()
+	defer q.killNodes()
+
 	q.say("1. Make a disk: an image of %s", formatBytes(q.size))
 	pages, err := q.makeImage(ctx)
 	if err != nil {
 		return err
 	}
-	q.say("2. Start a second node, which will hold the copy")
-	addr, stop, err := q.serve(ctx)
-	if err != nil {
+	if err := q.startNodes(ctx); err != nil {
 		return err
 	}
-	defer stop()
-
-	q.say("3. First sync, over TCP: everything that is not zero is hashed, compressed, sent, hashed again and compared")
-	if err := q.sync(ctx, addr); err != nil {
+	if err := q.firstCopy(ctx); err != nil {
 		return err
 	}
-	changed, err := changePages(q.source, pages, int(q.size/pageSize/100))
-	if err != nil {
+	if err := q.live(ctx, pages); err != nil {
 		return err
 	}
-	q.say("4. Change 1 %% of the disk: %s in %d places picked at random", formatBytes(int64(changed)*pageSize), changed)
-	q.say("5. Second sync: the two nodes compare hashes of blocks of 4 KiB, only what differs is sent")
-	if err := q.sync(ctx, addr); err != nil {
+	q.say("8. Stop both nodes and compare the two images, without blkmirror")
+	if err := errors.Join(q.primary.Stop(), q.mirror.Stop()); err != nil {
 		return err
 	}
-	if err := stop(); err != nil {
-		return err
-	}
-	q.say("6. Compare the two images, without blkmirror")
+	q.primary, q.mirror = nil, nil
 	return q.compare(ctx)
 }
 
 func (q *quickstart) say(format string, args ...any)  { fmt.Fprintf(q.stdout, format+"\n", args...) }
 func (q *quickstart) note(format string, args ...any) { q.say("   "+format, args...) }
 
-// serve runs the second node in this process. The stop that it returns waits for the node's end, and may
-// be called twice.
-func (q *quickstart) serve(ctx context.Context) (addr string, stop func() error, err error) {
-	// The path of a socket has at most 107 bytes, and the folder to keep may lie deep.
-	sockets, err := os.MkdirTemp("", "blkmirror-")
-	if err != nil {
-		return "", nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	o := engine.ServerOptions{StateDir: filepath.Join(q.dir, "node"), Listen: "127.0.0.1:0", Control: filepath.Join(sockets, "node.sock"),
-		Volumes: map[string]string{quickVolume: q.target}, Insecure: true, Version: versionOf().Version}
-	var failed error
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		failed = engine.Serve(ctx, o)
-	}()
-	stop = func() error {
-		cancel()
-		<-ended
-		return errors.Join(failed, os.RemoveAll(sockets))
-	}
+func (q *quickstart) exportSocket() string { return filepath.Join(q.sockets, "disk.sock") }
 
-	status, err := awaitNode(ctx, o.Control, ended)
-	if err != nil {
-		return "", nil, errors.Join(stop(), err)
+func (q *quickstart) startNodes(ctx context.Context) error {
+	q.say("2. Start two nodes, each a process of its own")
+	if err := q.startMirror(ctx, ""); err != nil {
+		return err
 	}
-	q.note("it offers the volume %q at %s", quickVolume, status.Listen)
-	return status.Listen, stop, nil
-}
-
-// awaitNode asks the control socket until it answers, or until the node ended instead.
-func awaitNode(ctx context.Context, control string, ended <-chan struct{}) (engine.Status, error) {
-	retry := time.NewTicker(20 * time.Millisecond)
-	defer retry.Stop()
-	for {
-		s, err := engine.FetchStatus(ctx, control)
-		if err == nil {
-			return s, nil
-		}
-		select {
-		case <-ctx.Done():
-			return s, ctx.Err()
-		case <-ended:
-			return s, err
-		case <-retry.C:
-		}
-	}
-}
-
-func (q *quickstart) sync(ctx context.Context, addr string) error {
-	o := engine.SyncOptions{Source: engine.Endpoint{Path: q.source}, Target: engine.Endpoint{Addr: addr, Volume: quickVolume},
-		BlockSize: pageSize, // what changes is scattered pages: with larger blocks more would be sent
-		StateDir:  filepath.Join(q.dir, "state"), Insecure: true, Retry: 10 * time.Second, Progress: new(engine.Progress)}
-	view := q.startProgress(o.Progress, syncFlags{})
-	o.Warn = view.warn
-	r, err := engine.Sync(ctx, o)
-	view.stop()
+	q.note("the mirror listens at %s; its copy is %s", q.mirror.Address, filepath.Base(q.target))
+	var err error
+	q.primary, err = bench.StartNode(ctx, bench.NodeOptions{Binary: q.binary, State: filepath.Join(q.dir, "primary"),
+		Control: filepath.Join(q.sockets, "primary.sock"), Flags: []string{"--volume", quickVolume + "=" + q.source,
+			"--export", quickVolume + "=unix:" + q.exportSocket(), "--mirror", quickVolume + "=" + q.mirror.Address, "--interval", quickVolume + "=500ms"}})
 	if err != nil {
 		return err
 	}
-	q.note("%s looked at in %s: shipped %s (%s), skipped %s, zero %s; %s on the wire", formatBytes(r.ScannedBytes), formatSeconds(r.Seconds),
-		formatBytes(r.ShippedBytes), percent(r.ShippedBytes, r.Size), formatBytes(r.SkippedBytes), formatBytes(r.ZeroBytes), formatBytes(r.WireBytes))
+	q.note("the primary exports %s as an NBD disk at unix:%s", filepath.Base(q.source), q.exportSocket())
 	return nil
+}
+
+// startMirror starts it at the address that it had, if it had one.
+func (q *quickstart) startMirror(ctx context.Context, address string) (err error) {
+	q.mirror, err = bench.StartNode(ctx, bench.NodeOptions{Binary: q.binary, State: filepath.Join(q.dir, "mirror"), Listen: address,
+		Control: filepath.Join(q.sockets, "mirror.sock"), Flags: []string{"--volume", quickVolume + "=" + q.target}})
+	return err
+}
+
+// killNodes ends what an error or an interrupt left running.
+func (q *quickstart) killNodes() {
+	for _, n := range []*bench.Node{q.primary, q.mirror} {
+		if n != nil {
+			n.Kill()
+		}
+	}
+}
+
+// firstCopy waits until the mirror holds a cut of the disk.
+func (q *quickstart) firstCopy(ctx context.Context) error {
+	q.say("3. The first copy: everything that is not zero is hashed, compressed, sent, hashed again and compared")
+	began := time.Now()
+	m, err := q.await(ctx, func(m engine.MirrorStatus) bool { return m.State == "connected" && m.CommittedEpoch > 0 })
+	if err != nil {
+		return err
+	}
+	q.note("shipped %s (%s of the disk), %s on the wire, in %s", formatBytes(m.ShippedBytes), percent(m.ShippedBytes, q.size),
+		formatBytes(m.WireBytes), formatSeconds(time.Since(began).Seconds()))
+	return nil
+}
+
+// await waits until the mirror is as wanted, as its primary sees it.
+func (q *quickstart) await(ctx context.Context, wanted func(engine.MirrorStatus) bool) (engine.MirrorStatus, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, quickTimeout, errors.New("the mirror does not become what it should"))
+	defer cancel()
+	v, err := q.primary.AwaitVolume(ctx, quickVolume, func(v engine.VolumeStatus) bool { return len(v.Mirrors) == 1 && wanted(v.Mirrors[0]) })
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil || len(v.Mirrors) != 1 {
+		return engine.MirrorStatus{}, fmt.Errorf("wait for the mirror: %w", err)
+	}
+	return v.Mirrors[0], nil
+}
+
+// live is the part with a client: the mirror follows, is killed, and catches up.
+func (q *quickstart) live(ctx context.Context, pages []int64) error {
+	q.say("4. A client writes %s/s through the primary, pages of files picked at random; the mirror follows", formatBytes(quickRate*pageSize))
+	w, err := startWriter(ctx, q.exportSocket(), pages)
+	if err != nil {
+		return err
+	}
+	defer w.stop()
+	if err := q.watch(ctx, w, quickPhase); err != nil {
+		return err
+	}
+
+	q.say("5. Kill the mirror (SIGKILL). The client goes on and notices nothing; the primary tracks what the mirror lacks")
+	before, err := q.await(ctx, func(engine.MirrorStatus) bool { return true })
+	if err != nil {
+		return err
+	}
+	address, written := q.mirror.Address, w.written.Load()
+	q.mirror.Kill()
+	if err := q.watch(ctx, w, quickPhase); err != nil {
+		return err
+	}
+
+	q.say("6. Start the mirror again: it gets what it lacks, and nothing else")
+	began := time.Now()
+	if err := q.startMirror(ctx, address); err != nil {
+		return err
+	}
+	after, err := q.await(ctx, func(m engine.MirrorStatus) bool {
+		return m.State == "connected" && m.CommittedEpoch > before.CommittedEpoch && m.LagSeconds < 2
+	})
+	if err != nil {
+		return err
+	}
+	shipped := after.ShippedBytes - before.ShippedBytes
+	q.note("connected and up to date after %s: shipped %s since the kill, %s of the disk (the client wrote %s meanwhile)",
+		formatSeconds(time.Since(began).Seconds()), formatBytes(shipped), percent(shipped, q.size), formatBytes(w.written.Load()-written))
+	if err := q.watch(ctx, w, quickPhase); err != nil {
+		return err
+	}
+
+	q.say("7. The client stops; 'blkmirror cut %s --wait' until the mirror has everything", quickVolume)
+	if err := w.stop(); err != nil {
+		return fmt.Errorf("write through the export: %w", err)
+	}
+	r, err := q.primary.Cut(ctx, quickVolume)
+	if err != nil {
+		return err
+	}
+	q.note("cut %d is on the mirror's disk after %s; %s were written in all", r.Epoch, formatSeconds(r.Seconds), formatBytes(w.written.Load()))
+	return nil
+}
+
+// watch shows the lag for a while: one line that changes on a terminal, else a line now and then.
+func (q *quickstart) watch(ctx context.Context, w *quickWriter, span time.Duration) error {
+	terminal, every := isTerminal(q.stdout.w), time.Second
+	if terminal {
+		every = 100 * time.Millisecond
+		defer fmt.Fprintln(q.stdout)
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	end := time.After(span)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.ended:
+			return fmt.Errorf("write through the export: %w", w.err)
+		case <-end:
+			return nil
+		case <-tick.C:
+		}
+		v, err := q.primary.Volume(ctx, quickVolume)
+		if err != nil {
+			return err
+		}
+		line := fmt.Sprintf("   written %s", formatBytes(w.written.Load()))
+		for _, m := range v.Mirrors {
+			line += fmt.Sprintf(", mirror %s at cut %d of %d, lag %s, %s", m.State, m.CommittedEpoch, v.Epoch, formatSeconds(m.LagSeconds), formatBytes(m.LagBytes))
+		}
+		if terminal {
+			fmt.Fprintf(q.stdout, "\r%s\x1b[K", line)
+		} else {
+			fmt.Fprintln(q.stdout, line)
+		}
+	}
 }
 
 // compare trusts nothing of the engine's.

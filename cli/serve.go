@@ -3,6 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -14,82 +19,139 @@ const defaultListen = "127.0.0.1:7417"
 
 type serveFlags struct {
 	config, state, listen, control string
-	volumes                        volumes
-	insecure, quiet                bool
+	volumes                        []said
+	insecure, insecureSet, quiet   bool
 }
 
 func (a *app) serveCommand() *cli.Command {
-	f := serveFlags{volumes: volumes{}}
+	var f serveFlags
 	return &cli.Command{
 		Name:  "serve",
-		Usage: "offer disks and images to other nodes",
+		Usage: "run a node: live volumes, and disks and images for one-shot syncs",
 		Description: `
-Runs until SIGTERM or SIGINT. Each volume is a block device or an image under a name; an image that
-does not exist is created by the first sync to it. The control socket, which 'blkmirror status' asks,
-appears when the node is ready. A file given with --config holds the same words; flags override it:
+Runs until SIGTERM or SIGINT. Each volume is a block device or an image under a name. A new volume with an
+export or a mirror is a primary: clients use it as a disk through the export (NBD), and each mirror follows
+it within an interval. What a volume became at its first start, it stays. An image that does not exist is
+created by the first primary or sync that comes. The control socket, which 'blkmirror status', 'cut' and the
+like ask, appears when every volume is ready. A file given with --config holds the same words; flags
+override it, and SIGHUP reads it again:
 
   state    = "/var/lib/blkmirror"
   listen   = "127.0.0.1:7417"
   control  = "/run/blkmirror.sock"
   insecure = true
 
-  [volume.backup]
-  path = "/dev/sdb"`,
+  [volume.db]
+  path     = "/dev/vg0/db"
+  export   = "unix:/run/db.sock"
+  interval = "1s"
+
+  [[volume.db.mirror]]
+  name    = "east"                 # its address, if left away
+  address = "127.0.0.1:7418"
+
+  [volume.copy]
+  path = "/dev/sdb"
+  role = "mirror"
+
+Further keys of a volume are those flags below that begin with NAME=, with _ for -.`,
 		UsageText: `
-blkmirror serve --insecure --volume backup=/srv/backup.img
+blkmirror serve --insecure --volume db=/dev/vg0/db --export db=unix:/run/db.sock --mirror db=127.0.0.1:7418
+blkmirror serve --insecure --listen 127.0.0.1:7418 --volume db=/srv/db.img
 blkmirror serve --config /etc/blkmirror.toml`,
-		Flags: []cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "config", Destination: &f.config, Usage: "read settings from `FILE` (TOML)"},
 			&cli.StringFlag{Name: "state", Destination: &f.state, Usage: stateUsage},
 			&cli.StringFlag{Name: "listen", Destination: &f.listen,
 				Usage: "take connections at `HOST:PORT` (default " + defaultListen + "; port 0: any free one)"},
 			&cli.StringFlag{Name: "control", Destination: &f.control, Usage: controlUsage},
-			&cli.GenericFlag{Name: "volume", Value: f.volumes, Usage: "offer a volume as `NAME=PATH`; may be repeated"},
 			&cli.BoolFlag{Name: "insecure", Destination: &f.insecure, Usage: "allow plain TCP, on loopback only"},
 			&cli.BoolFlag{Name: "quiet", Destination: &f.quiet, Usage: "no log"},
-		},
+		}, volumeFlags(&f.volumes)),
 		Action: func(c *cli.Context) error {
-			return a.serve(c.Context, f, c.IsSet("insecure"))
+			f.insecureSet = c.IsSet("insecure")
+			return a.serve(c.Context, f)
 		},
 	}
 }
 
-func (a *app) serve(ctx context.Context, f serveFlags, insecureSet bool) error {
-	o, err := f.options(insecureSet)
+func (a *app) serve(ctx context.Context, f serveFlags) error {
+	o, err := f.options()
 	if err != nil {
 		return err
 	}
 	o.Version = versionOf().Version
-	if !f.quiet {
-		o.Log = func(text string) {
+	var logging sync.Mutex
+	o.Log = func(text string) {
+		if !f.quiet {
+			logging.Lock()
+			defer logging.Unlock()
 			fmt.Fprintf(a.stderr, "%s %s\n", time.Now().Format("2006-01-02T15:04:05.000Z07:00"), text)
 		}
 	}
-	return engine.Serve(ctx, o)
+	reload := make(chan map[string]engine.VolumeConfig, 1)
+	o.Reload = reload
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	ctx, cancel := context.WithCancel(ctx)
+	var routine sync.WaitGroup
+	routine.Go(func() { f.routineReload(ctx, o, hangup, reload) })
+	err = engine.Serve(ctx, o)
+	cancel()
+	routine.Wait()
+	return err
+}
+
+// routineReload reads the config again at each SIGHUP. Only the last one counts that the engine has not
+// taken yet. A file that is wrong changes nothing.
+func (f *serveFlags) routineReload(ctx context.Context, now engine.ServerOptions, hangup <-chan os.Signal, reload chan map[string]engine.VolumeConfig) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		if f.config == "" {
+			now.Log("SIGHUP: there is no --config to read again")
+			continue
+		}
+		o, err := f.options()
+		if err != nil {
+			now.Log(fmt.Sprintf("SIGHUP: nothing changes: %v", err))
+			continue
+		}
+		now.Log("SIGHUP: read " + f.config + " again")
+		if o.Listen != now.Listen || o.StateDir != now.StateDir || o.Control != now.Control {
+			now.Log("SIGHUP: listen, state and control change only with a new start")
+		}
+		select {
+		case <-reload: // is out of date
+		default:
+		}
+		reload <- o.Volumes
+	}
 }
 
 // options puts the flags over the file.
-func (f *serveFlags) options(insecureSet bool) (engine.ServerOptions, error) {
+func (f *serveFlags) options() (engine.ServerOptions, error) {
 	var o engine.ServerOptions
-	var c config
+	c := config{volumes: map[string]engine.VolumeConfig{}}
 	var err error
 	if f.config != "" {
 		if c, err = loadConfig(f.config); err != nil {
 			return o, err
 		}
 	}
-	o.Listen = firstOf(f.listen, c.Listen, defaultListen)
-	o.Control = firstOf(f.control, c.Control)
-	o.Insecure = c.Insecure
-	if insecureSet {
+	o.Listen = firstOf(f.listen, c.listen, defaultListen)
+	o.Control = firstOf(f.control, c.control)
+	o.Insecure = c.insecure
+	if f.insecureSet {
 		o.Insecure = f.insecure
 	}
-	o.Volumes = map[string]string{}
-	for volume, v := range c.Volume {
-		o.Volumes[volume] = v.Path
-	}
-	for volume, path := range f.volumes {
-		o.Volumes[volume] = path
+	o.Volumes = c.volumes
+	if err := applySaid(o.Volumes, f.volumes); err != nil {
+		return o, err
 	}
 	if len(o.Volumes) == 0 {
 		return o, usageError{command: "serve", text: "no volume given: name one with --volume NAME=PATH or in the config file"}
@@ -97,7 +159,7 @@ func (f *serveFlags) options(insecureSet bool) (engine.ServerOptions, error) {
 	if !o.Insecure {
 		return o, insecureNeeded("listen on", o.Listen)
 	}
-	o.StateDir, err = stateDir(firstOf(f.state, c.State))
+	o.StateDir, err = stateDir(firstOf(f.state, c.state))
 	return o, err
 }
 

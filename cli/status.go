@@ -1,27 +1,24 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"text/tabwriter"
+	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/blkmirror/blkmirror/engine"
 )
 
-const (
-	controlEnv   = "BLKMIRROR_CONTROL"
-	controlUsage = "control socket `SOCK` of the daemon (default control.sock in the state directory)"
-)
+const watchInterval = time.Second
 
 type statusFlags struct {
-	control, state string
-	json           bool
+	controlFlags
+	json, watch, check bool
+	maxLag             time.Duration
 }
 
 func (a *app) statusCommand() *cli.Command {
@@ -31,99 +28,168 @@ func (a *app) statusCommand() *cli.Command {
 		Usage:     "ask the daemon on this machine how its volumes are",
 		ArgsUsage: "[VOLUME]",
 		Description: `
-The daemon is found by --control, else by the environment's ` + controlEnv + `, else by control.sock in
-the state directory.`,
+` + controlHelp + `
+--check is for monitoring: one line, exit 0 where everything is as it should be, 7 where a volume or a
+mirror needs a look (not connected, behind, without room, read-only, failed…), 3 without a daemon.`,
 		UsageText: `
 blkmirror status
-blkmirror status backup --json`,
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "control", Destination: &f.control, Usage: controlUsage},
-			&cli.StringFlag{Name: "state", Destination: &f.state, Usage: "look for the control socket in `DIR`"},
+blkmirror status db --watch
+blkmirror status --check --max-lag 10s`,
+		Flags: append(f.controlFlags.flags(),
 			&cli.BoolFlag{Name: "json", Destination: &f.json, Usage: "print one JSON object"},
-		},
+			&cli.BoolFlag{Name: "watch", Destination: &f.watch, Usage: "show it anew every second, until interrupted"},
+			&cli.BoolFlag{Name: "check", Destination: &f.check, Usage: "print one line; exit 7 where something needs a look"},
+			&cli.DurationFlag{Name: "max-lag", Destination: &f.maxLag, DefaultText: "each volume's own",
+				Usage: "with --check: a mirror may be `TIME` behind"},
+		),
 		Action: func(c *cli.Context) error {
+			misuse := func(text string) error { return usageError{command: "status", text: text} }
+			switch {
+			case f.json && f.watch, f.json && f.check, f.watch && f.check:
+				return misuse("only one of --json, --watch and --check can be meant")
+			case c.IsSet("max-lag") && !f.check:
+				return misuse("--max-lag goes with --check")
+			case c.IsSet("max-lag") && f.maxLag <= 0:
+				return misuse("--max-lag must be more than 0")
+			}
 			return a.status(c.Context, c.Args().First(), f)
 		},
 	}
 }
 
 func (a *app) status(ctx context.Context, volume string, f statusFlags) error {
-	control, err := findControl(f)
+	control, err := f.find()
 	if err != nil {
 		return err
 	}
-	s, err := engine.FetchStatus(ctx, control)
-	if err != nil {
-		return unreachable(control, err)
+	if f.watch {
+		return a.watchStatus(ctx, control, volume)
 	}
-	if volume != "" {
-		if s.Volumes, err = onlyVolume(s.Volumes, volume); err != nil {
-			return err
-		}
+	s, err := engine.FetchVolume(ctx, control, volume)
+	switch {
+	case err != nil:
+		return err
+	case f.json:
+		return a.printJSON(s)
+	case f.check:
+		return a.checkStatus(s, f.maxLag)
 	}
-	if f.json {
-		e := json.NewEncoder(a.stdout)
-		e.SetIndent("", "  ")
-		e.SetEscapeHTML(false)
-		return e.Encode(s)
-	}
-	a.printStatus(s)
+	printStatus(a.stdout, s, time.Now())
 	return nil
 }
 
-func findControl(f statusFlags) (string, error) {
-	if control := firstOf(f.control); control != "" {
-		return control, nil
-	}
-	if control := os.Getenv(controlEnv); control != "" && f.state == "" {
-		return control, nil
-	}
-	dir, err := stateDir(f.state)
-	return filepath.Join(dir, "control.sock"), err
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.stdout)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }
 
-// unreachable makes sure that a daemon that does not run is told as such.
-func unreachable(control string, err error) error {
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	if _, ok := errors.AsType[*engine.Error](err); ok {
-		return err
-	}
-	return &engine.Error{Kind: engine.KindNetwork, Op: "ask the daemon at", On: control, Err: err,
-		Next: "start it with '" + name + " serve', or name its socket with --control"}
-}
-
-func onlyVolume(all []engine.VolumeStatus, volume string) ([]engine.VolumeStatus, error) {
-	for _, v := range all {
-		if v.Name == volume {
-			return []engine.VolumeStatus{v}, nil
+// watchStatus goes on while the daemon is away: it may come back. An interrupt is its ordinary end.
+func (a *app) watchStatus(ctx context.Context, control, volume string) error {
+	terminal := isTerminal(a.stdout.w)
+	refresh := time.NewTicker(watchInterval)
+	defer refresh.Stop()
+	for a.stdout.err == nil {
+		var page bytes.Buffer
+		s, err := engine.FetchVolume(ctx, control, volume)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && exitCode(err) != exitNetwork:
+			return err // no such volume
+		case err != nil:
+			printError(&page, err)
+		default:
+			printStatus(&page, s, time.Now())
+		}
+		if terminal {
+			// One write, each line cleared behind its end: nothing flickers.
+			fmt.Fprintf(a.stdout, "\x1b[H%s\x1b[J", strings.ReplaceAll(page.String(), "\n", "\x1b[K\n"))
+		} else {
+			fmt.Fprintf(a.stdout, "%s\n%s\n", time.Now().Format(time.RFC3339), page.Bytes())
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-refresh.C:
 		}
 	}
-	return nil, &engine.Error{Kind: engine.KindState, Op: "show volume", On: volume,
-		Err: errors.New("the daemon has no volume of this name"), Next: "see all with '" + name + " status'"}
+	return nil // the write error is kept
 }
 
-func (a *app) printStatus(s engine.Status) {
-	fmt.Fprintf(a.stdout, "node %s, %s %s, listening on %s\n\n", firstOf(s.Node.Name, s.Node.ID), name, s.Node.Version, s.Listen)
-	t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "VOLUME\tSTATE\tROLE\tSIZE\tDEVICE")
+// checkStatus prints one line.
+func (a *app) checkStatus(s engine.Status, maxLag time.Duration) error {
+	var all []string
+	worst, mirrors := 0.0, 0
 	for _, v := range s.Volumes {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, v.Role, formatBytes(v.Size), v.Device)
-	}
-	t.Flush()
-	for _, v := range s.Volumes {
-		if v.Error != "" {
-			fmt.Fprintf(a.stdout, "\n%s: %s\n", v.Name, v.Error)
+		for _, t := range troubles(v, maxLag) {
+			all = append(all, v.Name+": "+t)
 		}
-		for _, c := range v.Sessions {
-			fmt.Fprintf(a.stdout, "\n%s: %s of a sync with %s for %s: %s of %s, shipped %s, skipped %s, zero %s, on the wire %s",
-				v.Name, c.Role, c.Peer, formatSeconds(c.Seconds), formatBytes(c.ScannedBytes), formatBytes(v.Size),
-				formatBytes(c.ShippedBytes), formatBytes(c.SkippedBytes), formatBytes(c.ZeroBytes), formatBytes(c.WireBytes))
-			if c.RetriedBlocks > 0 {
-				fmt.Fprintf(a.stdout, ", %d blocks sent again", c.RetriedBlocks)
-			}
-			fmt.Fprintln(a.stdout)
+		for _, m := range v.Mirrors {
+			mirrors, worst = mirrors+1, max(worst, m.LagSeconds)
 		}
 	}
+	if len(all) > 0 {
+		fmt.Fprintln(a.stdout, strings.Join(all, "; "))
+		return &attentionError{}
+	}
+	fmt.Fprintf(a.stdout, "ok: %d volumes, %d mirrors, lag at most %s\n", len(s.Volumes), mirrors, formatSeconds(worst))
+	return nil
 }
+
+// troubles are what a person should look at. maxLag 0: the volume's own.
+func troubles(v engine.VolumeStatus, maxLag time.Duration) []string {
+	var all []string
+	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	because := func(why string) string {
+		if why == "" {
+			return ""
+		}
+		return ": " + why
+	}
+	switch {
+	case v.ReadOnly != nil:
+		add("read-only%s", because(v.ReadOnly.Reason))
+	case v.State != "ok":
+		add("%s%s", v.State, because(v.Error))
+	}
+	if v.Unproven {
+		add("unproven: the disk is still compared with its index")
+	}
+	limit := firstDuration(maxLag, time.Duration(v.MaxLag*float64(time.Second)), engine.DefaultMaxLag).Seconds()
+	for _, m := range v.Mirrors {
+		switch {
+		case m.State != "connected" && m.State != "catching-up":
+			add("mirror %s is %s%s", m.Node, m.State, because(m.Reason))
+		case m.LagSeconds > limit:
+			add("mirror %s lags by %s", m.Node, formatSeconds(m.LagSeconds))
+		}
+		if m.Holes > 0 {
+			add("mirror %s has %d holes", m.Node, m.Holes)
+		}
+	}
+	if v.Role == "mirror" {
+		switch p := v.Primary; {
+		case p == nil:
+			add("no primary has come yet")
+		case p.State != "connected" && p.State != "catching-up":
+			add("its primary %s is %s%s", p.Node, p.State, because(p.Reason))
+		}
+	}
+	return all
+}
+
+func firstDuration(values ...time.Duration) time.Duration {
+	for _, v := range values {
+		if v > 0 {
+			return v
+		}
+	}
+	return 0
+}
+
+// attentionError makes the exit code of --check; its line is printed already.
+type attentionError struct{}
+
+func (*attentionError) Error() string { return "something needs a look" }

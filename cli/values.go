@@ -90,26 +90,6 @@ func (b *blockSize) Set(text string) error {
 	return nil
 }
 
-// volumes is a repeatable flag NAME=PATH. A path may hold commas and further equals signs.
-type volumes map[string]string
-
-func (v volumes) Set(text string) error {
-	volume, path, ok := strings.Cut(text, "=")
-	if !ok || volume == "" || path == "" {
-		return errors.New("give NAME=PATH")
-	}
-	if err := engine.CheckVolumeName(volume); err != nil {
-		return errors.Unwrap(err)
-	}
-	if _, taken := v[volume]; taken {
-		return fmt.Errorf("volume %s is given twice", volume)
-	}
-	v[volume] = path
-	return nil
-}
-
-func (v volumes) String() string { return "" }
-
 // words is a repeatable flag. Unlike a string slice of urfave/cli it never splits a value.
 type words []string
 

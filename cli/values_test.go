@@ -2,12 +2,9 @@ package cli
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/blkmirror/blkmirror/engine"
 )
@@ -71,54 +68,6 @@ func TestStateDir(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", "/xdg")
 	if got, err := stateDir(""); got != "/xdg/blkmirror" || err != nil {
 		t.Error(got, err)
-	}
-}
-
-func TestConfig(t *testing.T) {
-	tests := []struct{ name, text, says string }{
-		{"empty", "", ""},
-		{"all", "state='s'\nlisten='l'\ncontrol='c'\ninsecure=true\n[volume.a]\npath='p'\n[volume.b]\npath='q'", ""},
-		{"unknown key", "state = 's'\n\nlisten_ = 'l'\n", `line 3: unknown key "listen_"`},
-		{"unknown key in a volume", "[volume.a]\npath = 'p'\nsize = 5\n", `line 3: unknown key "volume.a.size"`},
-		{"unknown table", "[volumes]\na = 'p'\n", `line 1: unknown key "volumes"`},
-		{"wrong type", "state = 's'\ninsecure = 'yes'\n", `line 2 (last key "insecure"): incompatible types`},
-		{"volume is no table", "volume = 'x'\n", "line 1"},
-		{"syntax", "state = \n", "line 1"},
-		{"key twice", "state = 's'\nstate = 't'\n", "line 2"},
-		{"no path", "state = 's'\n[volume.a]\n", "line 2: [volume.a] has no path"},
-		{"bad name", "[volume.'a/b']\npath = 'p'\n", `line 1: volume name "a/b" must be`},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "c.toml")
-			os.WriteFile(path, []byte(test.text), 0o600)
-			_, err := loadConfig(path)
-			switch {
-			case test.says == "" && err != nil:
-				t.Error(err)
-			case test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), path)):
-				t.Errorf("says %v, not %q", err, test.says)
-			case test.says != "" && exitCode(err) != exitUsage:
-				t.Errorf("exit %d", exitCode(err))
-			}
-		})
-	}
-	if _, err := loadConfig("/does/not/exist"); exitCode(err) != exitUsage {
-		t.Error(err)
-	}
-}
-
-func TestFlagsOverrideConfig(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "c.toml")
-	os.WriteFile(path, []byte("state='s'\nlisten='l'\ninsecure=false\n[volume.a]\npath='p'\n[volume.b]\npath='q'\n"), 0o600)
-	f := serveFlags{config: path, listen: "m", insecure: true, volumes: volumes{"b": "r,=s"}}
-	got, err := f.options(true)
-	want := engine.ServerOptions{StateDir: "s", Listen: "m", Insecure: true, Volumes: map[string]string{"a": "p", "b": "r,=s"}}
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
-		t.Error(err, diff)
-	}
-	if _, err := f.options(false); exitCode(err) != exitUsage {
-		t.Errorf("insecure = false: %v", err)
 	}
 }
 

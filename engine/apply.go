@@ -129,7 +129,7 @@ func (t *target) writeRun(ctx context.Context, r *run) error {
 	defer t.pool.Put(r.buf)
 	bad := make([]wire.NakCause, len(r.parts))
 	found := make([]wire.Hash, len(r.parts))
-	t.check(r, bad, found)
+	checkRun(r, t.pool, bad, found)
 	for i, j := range stretches(len(r.parts), func(i, j int) bool { return bad[i] == bad[j] }) {
 		if bad[i] == 0 {
 			if err := t.writeStretch(ctx, r, i, j, bad, found); err != nil {
@@ -141,16 +141,16 @@ func (t *target) writeRun(ctx context.Context, r *run) error {
 	return nil
 }
 
-// check unpacks the frames of a run and hashes what they hold: found is the target's own checksum of each,
-// and bad says which are not what they should be.
-func (t *target) check(r *run, bad []wire.NakCause, found []wire.Hash) {
+// checkRun unpacks the frames of a run and hashes what they hold: found is our own checksum of each, and bad
+// says which are not what they should be. Packed payloads go back to pool.
+func checkRun(r *run, pool *blockdev.Pool, bad []wire.NakCause, found []wire.Hash) {
 	pair := pairHasher{hashes: found}
 	for i := range r.parts {
 		p := &r.parts[i]
 		raw := r.buf[p.lo:p.hi]
 		if p.packed != nil {
 			err := wire.Unpack(p.codec, raw, p.packed)
-			t.pool.Put(p.packed)
+			pool.Put(p.packed)
 			if err != nil {
 				bad[i] = wire.NakCodec
 				continue

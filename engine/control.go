@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +19,15 @@ import (
 	"github.com/blkmirror/blkmirror/journal"
 )
 
-// The control socket speaks HTTP and JSON over a unix socket with mode 0600: GET /status.
+// The control socket speaks HTTP and JSON over a unix socket with mode 0600:
+//
+//	GET  /status[?volume=]                       Status
+//	POST /cut?volume=&wait=1&timeout=60s         CutResult
+//	POST /pause?volume=
+//	POST /resume?volume=[&overwrite=MIRROR]
+//	POST /rebuild?volume=
+//
+// What fails answers with another code than 200 and a controlError. controlclient.go is the other side.
 
 // Status is what the control socket answers (GET /status), and `status --json` prints. The JSON form is
 // an interface: only ever added to.
@@ -42,10 +49,31 @@ type VolumeStatus struct {
 	Name     string          `json:"name"`
 	Device   string          `json:"device"`
 	Size     int64           `json:"size"`
-	Role     string          `json:"role"`  // "idle", "source", "target": of the sessions under way
-	State    string          `json:"state"` // "ok", "missing", "failed"
+	Role     string          `json:"role"`  // "primary", "mirror"; else of the syncs under way: "idle", "source", "target"
+	State    string          `json:"state"` // "ok", "missing", "failed"; live ones also "comparing", "inconsistent", "read-only", "paused"
 	Error    string          `json:"error,omitempty"`
+	Next     string          `json:"next,omitempty"` // what a person can do about Error
 	Sessions []SessionStatus `json:"sessions"`
+
+	// Of a live volume.
+	UUID       string         `json:"uuid,omitempty"`
+	BlockSize  int            `json:"block_size,omitempty"`
+	Generation string         `json:"generation,omitempty"`
+	Epoch      uint64         `json:"epoch"` // primary: the last cut; mirror: the committed one
+	Mode       string         `json:"mode,omitempty"`
+	Export     string         `json:"export,omitempty"`
+	Unproven   bool           `json:"unproven"`
+	ReadOnly   *ReadOnlyCause `json:"read_only"`
+	Compared   int64          `json:"compared_bytes,omitempty"` // state comparing: how far
+	MaxLag     float64        `json:"max_lag_seconds,omitempty"`
+	Mirrors    []MirrorStatus `json:"mirrors,omitempty"` // of a primary
+	Primary    *MirrorStatus  `json:"primary,omitempty"` // of a mirror
+
+	// Counts of a primary's export since it opened.
+	ReadBytes    int64 `json:"read_bytes,omitempty"`
+	WrittenBytes int64 `json:"written_bytes,omitempty"`
+	DeviceErrors int64 `json:"device_errors,omitempty"`
+	HotRegions   int64 `json:"hot_regions,omitempty"`
 }
 
 // SessionStatus tells one sync under way.
@@ -62,8 +90,11 @@ type SessionStatus struct {
 }
 
 const (
-	controlTimeout = 10 * time.Second // for one request, on both sides
-	maxStatus      = 16 << 20         // bytes that a client believes
+	controlTimeout = 10 * time.Second // to send a request and to read an answer, on both sides
+	commandTimeout = 60 * time.Second // for what a request asks for, unless it says how long it will wait
+	maxControlWait = 24 * time.Hour   // that it may say
+	lastAnswers    = 2 * time.Second  // what requests have for their answers when the daemon stops
+	maxAnswer      = 16 << 20         // bytes that a client believes
 	software       = "blkmirror"
 	nodeIDFile     = "node-id"
 	maxSocketPath  = 107 // sun_path of unix(7), less its final zero
@@ -73,6 +104,8 @@ const (
 type controlSocket struct {
 	path    string
 	http    *http.Server
+	ctx     context.Context // of every request; ends when the socket is closed
+	cancel  context.CancelCauseFunc
 	routine sync.WaitGroup
 }
 
@@ -107,9 +140,10 @@ func (s *server) listenControl() (*controlSocket, error) {
 		os.Remove(temporary)
 		return nil, deviceError("make control socket", s.Control, err)
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", s.answerStatus)
-	c := &controlSocket{path: s.Control, http: &http.Server{Handler: mux, ReadTimeout: controlTimeout, WriteTimeout: controlTimeout}}
+	c := &controlSocket{path: s.Control}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.http = &http.Server{Handler: s.controlRequests(), ReadTimeout: controlTimeout, WriteTimeout: controlTimeout,
+		BaseContext: func(net.Listener) context.Context { return c.ctx }}
 	c.routine.Go(func() {
 		if err := c.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			s.log(fmt.Sprintf("control socket: %v", err))
@@ -118,55 +152,16 @@ func (s *server) listenControl() (*controlSocket, error) {
 	return c, nil
 }
 
+// close ends the requests that wait, and lets them say so.
 func (c *controlSocket) close() {
 	os.Remove(c.path)
-	c.http.Close()
+	c.cancel(errDaemonStops)
+	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
+	defer cancel()
+	if c.http.Shutdown(ctx) != nil {
+		c.http.Close()
+	}
 	c.routine.Wait()
-}
-
-func (s *server) answerStatus(w http.ResponseWriter, _ *http.Request) {
-	st := Status{
-		Node:    NodeStatus{ID: s.id, Name: hostName(), Version: s.Version},
-		Listen:  s.listener.Addr().String(),
-		Volumes: []VolumeStatus{},
-	}
-	for _, name := range s.names {
-		st.Volumes = append(st.Volumes, s.volumes[name].status())
-	}
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(st) // an error here is the client's connection
-}
-
-// FetchStatus asks the daemon behind a control socket.
-func FetchStatus(ctx context.Context, control string) (Status, error) {
-	var st Status
-	client := http.Client{
-		Timeout: controlTimeout,
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", control)
-		}},
-	}
-	fail := func(err error) (Status, error) {
-		return Status{}, &Error{Kind: KindNetwork, Op: "ask daemon on", On: control, Err: err,
-			Next: "start `blkmirror serve`, or name its socket with --control or BLKMIRROR_CONTROL"}
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://control/status", nil)
-	if err != nil {
-		return fail(err)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return fail(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fail(fmt.Errorf("it answered %s", resp.Status))
-	}
-	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, maxStatus)).Decode(&st); err != nil {
-		return fail(fmt.Errorf("its answer makes no sense: %w", err))
-	}
-	return st, nil
 }
 
 // nodeID reads the node's name for itself, or makes one at the first start.

@@ -92,7 +92,7 @@ func (s *source) hash(buf []byte) []block {
 
 // offer asks the target which blocks of a span it lacks.
 func (s *source) offer(ctx context.Context, sp blockdev.Extent, blocks []block) error {
-	m := &wire.Offer{Offset: sp.Offset, Length: uint32(sp.Length), Hashes: make([]wire.Hash, len(blocks))}
+	m := &wire.Offer{Offset: sp.Offset, Length: uint32(sp.Length), Unit: uint32(s.blockSize), Hashes: make([]wire.Hash, len(blocks))}
 	for i := range blocks {
 		m.Hashes[i] = blocks[i].hash
 	}
@@ -275,6 +275,9 @@ func (s *source) handle(m wire.Message) error {
 	case *wire.Nak:
 		for i := range m.Entries {
 			e := &m.Entries[i]
+			if e.Cause == wire.NakRoom {
+				return protocolError("Nak of record %d for want of room in staging, in a sync", e.Seq)
+			}
 			if err := s.settle(e.Seq, e.Offset, &e.Hash, false); err != nil {
 				return err
 			}

@@ -179,11 +179,15 @@ type node struct {
 func startNode(t *testing.T, volumes map[string]string) *node {
 	t.Helper()
 	state := t.TempDir()
+	configs := map[string]VolumeConfig{}
+	for name, path := range volumes {
+		configs[name] = VolumeConfig{Path: path}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var routine sync.WaitGroup
 	var serveErr error
 	routine.Go(func() {
-		serveErr = Serve(ctx, ServerOptions{StateDir: state, Listen: "127.0.0.1:0", Volumes: volumes, Insecure: true,
+		serveErr = Serve(ctx, ServerOptions{StateDir: state, Listen: "127.0.0.1:0", Volumes: configs, Insecure: true,
 			Version: "test", Log: func(text string) { t.Log("node:", text) }})
 	})
 	n := &node{control: filepath.Join(state, "control.sock")}

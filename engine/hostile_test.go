@@ -76,8 +76,9 @@ func TestTargetRefusesNonsense(t *testing.T) {
 		{"part of a block", []wire.Message{rawBlock(1, 0, 4096)}, wire.CodeProtocol},
 		{"zero behind the end", []wire.Message{&wire.Zero{Seq: 1, Offset: 0, Length: 8 * mib}}, wire.CodeProtocol},
 		{"zero of half a block", []wire.Message{&wire.Zero{Seq: 1, Offset: 0, Length: 100}}, wire.CodeProtocol},
-		{"offer behind the end", []wire.Message{&wire.Offer{Offset: 8 * mib, Length: DefaultBlockSize, Hashes: make([]wire.Hash, 1)}}, wire.CodeProtocol},
-		{"offer of blocks of another size", []wire.Message{&wire.Offer{Offset: 0, Length: mib, Hashes: make([]wire.Hash, 256)}}, wire.CodeProtocol},
+		{"offer behind the end", []wire.Message{&wire.Offer{Offset: 8 * mib, Length: DefaultBlockSize, Unit: DefaultBlockSize, Hashes: make([]wire.Hash, 1)}}, wire.CodeProtocol},
+		{"offer of blocks of another size", []wire.Message{&wire.Offer{Offset: 0, Length: mib, Unit: 4096, Hashes: make([]wire.Hash, 256)}}, wire.CodeProtocol},
+		{"commit of an epoch", []wire.Message{&wire.Commit{Epoch: 2, Base: 1}}, wire.CodeProtocol},
 		{"commit of what was not sent", []wire.Message{&wire.Commit{Records: 3}}, wire.CodeIntegrity},
 		{"commit with another chain", []wire.Message{rawBlock(1, 0, DefaultBlockSize), &wire.Commit{Records: 1}}, wire.CodeIntegrity},
 		{"flush beyond the end", []wire.Message{&wire.Flush{Number: 1, Position: 8 * mib}}, wire.CodeProtocol},
@@ -140,11 +141,11 @@ func TestTargetEnforcesWindow(t *testing.T) {
 		t.Fatalf("got %v for the first record beyond the window", err)
 	}
 	for range maxOffers {
-		if err := half.handle(&wire.Offer{Length: DefaultBlockSize, Hashes: make([]wire.Hash, 1)}); err != nil {
+		if err := half.handle(&wire.Offer{Length: DefaultBlockSize, Unit: DefaultBlockSize, Hashes: make([]wire.Hash, 1)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := half.handle(&wire.Offer{Length: DefaultBlockSize, Hashes: make([]wire.Hash, 1)}); !errors.Is(err, wire.ErrProtocol) {
+	if err := half.handle(&wire.Offer{Length: DefaultBlockSize, Unit: DefaultBlockSize, Hashes: make([]wire.Hash, 1)}); !errors.Is(err, wire.ErrProtocol) {
 		t.Fatalf("got %v for one offer too many", err)
 	}
 }

@@ -35,6 +35,9 @@ const (
 	backoffFirst    = 200 * time.Millisecond
 	backoffMax      = 30 * time.Second
 
+	captureMemory = 64 << 20 // old contents that a mirror's cut still needs, in memory …
+	captureSpool  = 1 << 30  // … and then in a file
+
 	recheckBlocks  = 512      // blocks that are looked up in the index at once: one of its pages
 	maxDoubts      = 64 << 10 // extents; more are merged into one that covers all
 	maxExtentsRead = 1 << 17  // extents of a target that are looked at to find its last data

@@ -143,6 +143,8 @@ func farewell(err error) wire.Message {
 		return nil
 	case errors.Is(err, context.Canceled):
 		return &wire.Bye{Code: wire.CodeStopped, Text: "stopped"}
+	case errors.As(err, &own) && (own.code == wire.CodeReplaced || own.code == wire.CodePaused):
+		return &wire.Bye{Code: own.code, Text: wire.CleanText(err.Error())}
 	case errors.As(err, &own), errors.Is(err, errMismatch), errors.Is(err, wire.ErrProtocol):
 		return &wire.Halt{Code: codeOf(err), Text: wire.CleanText(err.Error())}
 	}

@@ -18,12 +18,15 @@ import (
 // ServerOptions configure a node that offers volumes.
 type ServerOptions struct {
 	StateDir string
-	Listen   string            // HOST:PORT; loopback only as long as Insecure is needed
-	Control  string            // path of the control socket; empty: control.sock in StateDir
-	Volumes  map[string]string // name → path
-	Insecure bool              // required: identity comes later
+	Listen   string // HOST:PORT; loopback only as long as Insecure is needed
+	Control  string // path of the control socket; empty: control.sock in StateDir
+	Volumes  map[string]VolumeConfig
+	Insecure bool // required: identity comes later
 	Version  string
 	Log      func(text string) // one line an event; may be nil
+
+	// Reload brings what a user says of the volumes by now, all of them; may be nil.
+	Reload <-chan map[string]VolumeConfig
 }
 
 // maxConnections bounds what strangers can make the node hold: a goroutine and a handshake each.
@@ -60,13 +63,15 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	if s.id, err = nodeID(o.StateDir); err != nil {
 		return deviceError("read node id", o.StateDir, err)
 	}
-	s.openVolumes()
+	s.openVolumes(ctx)
 	if s.listener, err = wire.Listen(o.Listen); err != nil {
+		s.stopLive()
 		return &Error{Kind: KindNetwork, Op: "listen on", On: o.Listen, Err: err, Next: "choose another address or port, or end what uses it"}
 	}
 	control, err := s.listenControl()
 	if err != nil {
 		s.listener.Close()
+		s.stopLive()
 		return err
 	}
 	return s.serve(ctx, control)
@@ -134,6 +139,7 @@ func (s *server) serve(ctx context.Context, control *controlSocket) error {
 	}
 	cancel(context.Canceled)
 	s.conns.Wait()
+	s.stopLive()
 	control.close()
 	s.log("stopped")
 	return err
@@ -188,9 +194,9 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	if v == nil {
 		return nil, nil, &Error{Kind: KindState, Op: "open volume", On: hello.Volume, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
 	}
-	role := wire.RoleSource
-	if hello.Role == wire.RoleSource {
-		role = wire.RoleTarget
+	role := opposite[hello.Role]
+	if role == wire.RolePrimary {
+		return nil, nil, protocolError("a mirror does not dial")
 	}
 	return hello, v, conn.Send(&wire.Hello{Name: hostName(), Software: software, Role: role})
 }
@@ -198,12 +204,22 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 // half runs our half of a session on volume v.
 func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) error {
 	warn := func(text string) { s.log(fmt.Sprintf("%s: volume %s: %s", peer, v.name, text)) }
+	if hello.Role == wire.RolePrimary {
+		return s.asMirror(ctx, conn, hello, v, peer)
+	}
 	live := &liveSession{peer: peer, start: time.Now()}
 	if hello.Role == wire.RoleSource {
 		live.role = "target"
+	} else {
+		live.role = "source"
+	}
+	if err := v.syncAllowed(live.role); err != nil {
+		refuse(conn, err)
+		return err
+	}
+	if hello.Role == wire.RoleSource {
 		return s.asTarget(ctx, conn, v, live, warn)
 	}
-	live.role = "source"
 	return s.asSource(ctx, conn, hello, v, live, warn)
 }
 
@@ -257,15 +273,17 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 }
 
 // openVolumes looks at every volume once. One that cannot be opened is told, and does not stop the others.
-func (s *server) openVolumes() {
-	for name, path := range s.Volumes {
-		s.volumes[name] = &volume{name: name, path: path}
+func (s *server) openVolumes(ctx context.Context) {
+	for name, config := range s.Volumes {
+		s.volumes[name] = &volume{name: name, path: config.Path, config: config}
 		s.names = append(s.names, name)
 	}
 	slices.Sort(s.names)
 	for _, name := range s.names {
 		v := s.volumes[name]
-		v.measure()
+		if v.measure(); ctx.Err() == nil {
+			s.openLive(ctx, v)
+		}
 		if state := v.status(); state.State != "ok" {
 			s.log(fmt.Sprintf("volume %s: %s: %s", name, state.State, state.Error))
 		}

@@ -443,6 +443,12 @@ func warner(warn func(string)) func(string, ...any) {
 	return func(format string, args ...any) { warn(fmt.Sprintf(format, args...)) }
 }
 
+// opposite is the other role of a session.
+var opposite = map[wire.Role]wire.Role{
+	wire.RoleSource: wire.RoleTarget, wire.RoleTarget: wire.RoleSource,
+	wire.RolePrimary: wire.RoleMirror, wire.RoleMirror: wire.RolePrimary,
+}
+
 // greet is the dialler's part of the handshake. A peer that is no blkmirror, or hangs, ends it in the
 // connection's handshake time.
 func greet(conn *wire.Conn, h *wire.Hello) (*wire.Hello, error) {
@@ -457,8 +463,8 @@ func greet(conn *wire.Conn, h *wire.Hello) (*wire.Hello, error) {
 	if !ok {
 		return nil, unexpected(m, "Hello")
 	}
-	if hello.Role == h.Role {
-		return nil, protocolError("both sides want to be role %d", h.Role)
+	if want := opposite[h.Role]; hello.Role != want {
+		return nil, protocolError("the other side wants to be role %d, where role %d is due", hello.Role, want)
 	}
 	return hello, nil
 }

@@ -262,7 +262,7 @@ func (s *source) commit(ctx context.Context) ([]blockdev.Extent, error) {
 		}
 		switch answer := answer.(type) {
 		case *wire.Committed:
-			if len(doubts) > 0 || answer.Records != m.Records || answer.Chain != m.Chain {
+			if len(doubts) > 0 || answer.Epoch != 0 || answer.Records != m.Records || answer.Chain != m.Chain {
 				return nil, protocolError("Committed names another history than our Commit")
 			}
 			return nil, nil

@@ -171,9 +171,8 @@ func (t *target) takeDuty(d duty) error {
 }
 
 func (t *target) takeOffer(m *wire.Offer) error {
-	if !t.covers(m.Offset, int64(m.Length)) || int64(m.Length) > chunkSize ||
-		int64(len(m.Hashes)) != (int64(m.Length)+t.blockSize-1)/t.blockSize {
-		return protocolError("Offer of %d hashes for %d+%d", len(m.Hashes), m.Offset, m.Length)
+	if !t.covers(m.Offset, int64(m.Length)) || int64(m.Length) > chunkSize || int64(m.Unit) != t.blockSize {
+		return protocolError("Offer of %d hashes of %d bytes for %d+%d", len(m.Hashes), m.Unit, m.Offset, m.Length)
 	}
 	select {
 	case t.offers <- m:
@@ -298,6 +297,9 @@ func (t *target) commit(ctx context.Context, d duty) error {
 	m := d.commit
 	if t.options&wire.OpenDryRun != 0 {
 		return protocolError("Commit in a dry run")
+	}
+	if m.Epoch != 0 || m.Flags&wire.CommitUnproven != 0 {
+		return protocolError("Commit of epoch %d with flags %#x, in a sync", m.Epoch, m.Flags)
 	}
 	if m.Records != d.records || m.Chain != d.chain {
 		return fmt.Errorf("%w: Commit of %d records, but %d arrived, or their chain differs", errMismatch, m.Records, d.records)

@@ -15,6 +15,7 @@ import (
 // volume is one named device that is offered, and the sessions on it.
 type volume struct {
 	name, path string
+	config     VolumeConfig
 
 	mu       sync.Mutex
 	sessions []*liveSession
@@ -22,6 +23,7 @@ type volume struct {
 	size     int64
 	state    string
 	err      string
+	live     liveVolume // nil: no role, one-shot syncs only
 }
 
 // liveSession is a session under way.
@@ -140,6 +142,15 @@ func (v *volume) proven() {
 }
 
 func (v *volume) status() VolumeStatus {
+	st, live := v.ownStatus()
+	if live != nil {
+		live.fill(&st) // it has locks of its own
+	}
+	return st
+}
+
+// ownStatus is what is known of the device and of one-shot syncs, beside the live volume, if it is one.
+func (v *volume) ownStatus() (VolumeStatus, liveVolume) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	st := VolumeStatus{Name: v.name, Device: v.path, Size: v.size, Role: "idle", State: v.state, Error: v.err,
@@ -153,5 +164,5 @@ func (v *volume) status() VolumeStatus {
 			ZeroBytes: p.Zero.Load(), WireBytes: p.Wire.Load(), RetriedBlocks: p.RetriedBlocks.Load(),
 		})
 	}
-	return st
+	return st, v.live
 }

@@ -21,7 +21,7 @@ var (
 	// writes, so that Dump does not.
 	ErrIndexUnclean = errors.New("was not closed cleanly and can be shown only after its next use")
 	// ErrUnknownPath marks a path that holds nothing that this package writes.
-	ErrUnknownPath = errors.New("is neither a log, a segment, a sync folder nor an index")
+	ErrUnknownPath = errors.New("is neither a log, a segment, a sync folder, an index nor staging")
 )
 
 // What a caller can do wrong.
@@ -32,6 +32,24 @@ var (
 	ErrNoRecord = errors.New("no such record was appended")
 	ErrState    = errors.New("sync state does not hold together")
 	ErrNotBegun = errors.New("no run was begun")
+)
+
+// What staging can say no to.
+var (
+	// ErrStaging marks a record, point or footer that cannot be one of this staging.
+	ErrStaging = errors.New("does not fit the staging")
+	// ErrSealed marks staging that has its footer and takes nothing more.
+	ErrSealed = errors.New("is sealed")
+)
+
+// What a volume's journal can say no to.
+var (
+	// ErrNoRoom marks a log that has filled the room which it kept, on a disk that has no more.
+	ErrNoRoom = errors.New("no room is left for the journal")
+	// ErrFacts marks facts, sets or regions that cannot be those of a volume.
+	ErrFacts = errors.New("volume facts do not hold together")
+	// ErrCheckpoint marks a checkpoint that is begun while another is under way, or used when it is over.
+	ErrCheckpoint = errors.New("one checkpoint at a time, and each only once")
 )
 
 // ErrIndexNoRoom is returned by an index while its file system has less than a reserve left: it does its

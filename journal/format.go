@@ -142,12 +142,20 @@ type place struct {
 }
 
 func (p place) seed() uint32 {
-	var b [32]byte
+	var b [placeSize]byte
+	return p.seedIn(b[:])
+}
+
+// seedIn is seed for who has room to work in: an array on the stack would be moved to the heap.
+func (p place) seedIn(b []byte) uint32 {
 	copy(b[:16], p.id[:])
 	binary.LittleEndian.PutUint64(b[16:], p.number)
 	binary.LittleEndian.PutUint64(b[24:], uint64(p.off))
-	return crc32.Checksum(b[:], castagnoli)
+	return crc32.Checksum(b[:placeSize], castagnoli)
 }
+
+// placeSize is what goes into a seed, in bytes.
+const placeSize = 32
 
 // frameSize is the room of a record with a body of n bytes.
 func frameSize(n int) int64 {
@@ -157,15 +165,17 @@ func frameSize(n int) int64 {
 // appendFrame appends a whole record, padding included, to dst.
 func appendFrame(dst []byte, p place, t Type, lsn, durable LSN, body []byte) []byte {
 	start := len(dst)
-	var head [frameHeaderSize]byte
+	dst = append(dst, make([]byte, frameHeaderSize)...)
+	head := dst[start:]
+	seed := p.seedIn(head)
+	clear(head)
 	le := binary.LittleEndian
 	le.PutUint32(head[0:], uint32(len(body)))
 	head[4] = byte(t)
 	le.PutUint64(head[8:], uint64(lsn))
 	le.PutUint64(head[16:], uint64(durable))
-	le.PutUint32(head[24:], crc32.Update(p.seed(), castagnoli, head[:24]))
+	le.PutUint32(head[24:], crc32.Update(seed, castagnoli, head[:24]))
 	le.PutUint32(head[28:], crc32.Update(crc32.Checksum(head[:28], castagnoli), castagnoli, body))
-	dst = append(dst, head[:]...)
 	dst = append(dst, body...)
 	for int64(len(dst)-start) < frameSize(len(body)) {
 		dst = append(dst, 0)

@@ -54,3 +54,18 @@ type File interface {
 	// Close releases the file. It does not sync.
 	Close() error
 }
+
+// Allocator is a File that can keep room for itself. A file system without it keeps none.
+type Allocator interface {
+	// Allocate sees to it that writes below size find room also when the disk is full, and that the file
+	// has at least that size. What was not written reads as zeroes. It is durable after a Sync only.
+	// Where it fails, any part of the room may be taken.
+	Allocate(size int64) error
+}
+
+// Puncher is a File that can give room back in its middle.
+type Puncher interface {
+	// Punch makes n bytes at off, within the file, read as zeroes and gives their room back. It is durable
+	// after a Sync only.
+	Punch(off, n int64) error
+}

@@ -181,7 +181,8 @@ func TestFormatsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"format.go", "syncformat.go", "indexformat.go", "indexcheck.go"} {
+	for _, name := range []string{"format.go", "syncformat.go", "indexformat.go", "indexcheck.go",
+		"stagingformat.go"} {
 		src, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

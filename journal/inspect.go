@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dump prints what lies at a path, in words: a log folder, one of its segments, a sync folder or an index
-// folder. It changes nothing: a torn tail is shown, not cut. Damage is printed where it is found and
-// returned at the end. ErrUnknownPath: it is none of these.
+// Dump prints what lies at a path, in words: a log folder, one of its segments, a sync folder, an index
+// folder, staging or a folder of it. It changes nothing: a torn tail is shown, not cut. Damage is printed
+// where it is found and returned at the end. ErrUnknownPath: it is none of these.
 func Dump(w io.Writer, path string) error {
 	out := bufio.NewWriter(w)
 	err := dump(out, path)
@@ -27,6 +28,12 @@ func dump(w io.Writer, path string) error {
 	if err != nil {
 		return err
 	}
+	if !info.IsDir() && isStagingFile(path) {
+		return dumpStaging(w, path)
+	}
+	if _, ok := checkpointNumber(filepath.Base(path)); ok && !info.IsDir() {
+		return dumpCheckpointFile(w, path)
+	}
 	if !info.IsDir() {
 		return dumpSegmentFile(w, path)
 	}
@@ -34,20 +41,28 @@ func dump(w io.Writer, path string) error {
 	if err != nil {
 		return err
 	}
-	var segments, index, sync bool
+	var segments, index, sync, volume, staging bool
 	for _, name := range names {
 		_, isSegment := segmentNumber(name)
 		segments = segments || isSegment
 		index = index || name == "MANIFEST"
 		sync = sync || name == syncLogDir
+		volume = volume || name == volumeLogDir
+		staging = staging || isStagingName(name)
 	}
 	switch {
+	case segments && isVolumeLog(path, names):
+		return dumpVolumeLog(w, path)
 	case segments:
 		return dumpLog(w, path, nil)
 	case index:
 		return dumpIndex(w, path)
 	case sync:
 		return dumpSync(w, path, names)
+	case volume:
+		return errors.Join(dumpVolume(w, path, names), dumpStagingDir(w, path, names))
+	case staging:
+		return dumpStagingDir(w, path, names)
 	}
 	return fmt.Errorf("%s %w", path, ErrUnknownPath)
 }
@@ -167,9 +182,26 @@ func dumpSegment(w io.Writer, s *segment, until LSN, replay Replay) error {
 	if err := checkTorn(f, s, end); err != nil {
 		return err
 	}
+	if zero, err := isZero(f, end.off, s.size); err != nil || zero {
+		fmt.Fprintf(w, "  room of %d bytes at %d\n", s.size-end.off, end.off)
+		return err
+	}
 	fmt.Fprintf(w, "  torn tail at %d: %d bytes that were never promised; the next start cuts them\n",
 		end.off, s.size-end.off)
 	return nil
+}
+
+// isZero says whether a file holds nothing but zeroes in [off, end).
+func isZero(f File, off, end int64) (bool, error) {
+	w := window{f: f, size: end}
+	for off < end {
+		b, err := w.at(off, windowSize)
+		if err != nil || len(bytes.TrimLeft(b, "\x00")) > 0 {
+			return false, err
+		}
+		off += int64(len(b))
+	}
+	return true, nil
 }
 
 func kindName(k Kind) string {
@@ -183,6 +215,9 @@ func kindName(k Kind) string {
 }
 
 func describeRecord(k Kind, t Type, body []byte) string {
+	if line, ok := describeVolumeRecord(t, body); ok && k == KindVolume {
+		return line
+	}
 	if k != KindSync {
 		return fmt.Sprintf("type %d, %d bytes", t, len(body))
 	}

@@ -17,6 +17,18 @@ type Options struct {
 	// BufferSize is how many bytes of records wait in memory before Append writes them. Two buffers of
 	// this size are held at most. Default 1 MiB.
 	BufferSize int
+
+	// Spares is how many further segments there is always room for, allocated ahead: see spare.go.
+	// Default none.
+	Spares int
+
+	// lastRoom is how many bytes at the end of a segment stay free for appendLast, which gets them only
+	// where no further segment can be had.
+	lastRoom int64
+
+	// verify is asked when everything was replayed and before anything is changed. It is given the header
+	// of the oldest segment, zero where there is none.
+	verify func(oldest segmentHeader) error
 }
 
 const (
@@ -67,13 +79,23 @@ type Log struct {
 	buf     []byte
 	spare   []byte        // the other buffer, while it is not being written
 	segs    []SegmentInfo // ascending, never empty
+	spares  []string      // paths of the spare segments
+	noRoom  error         // why there are fewer than there should be
 
 	file File // the last segment; changed only under both mu and the token
 }
 
 // Append adds a record behind all others and returns its LSN. It is durable only after Sync of that LSN
 // or a later one. The body is copied. Append does I/O when its buffer or the segment is full.
-func (l *Log) Append(t Type, body []byte) (LSN, error) {
+func (l *Log) Append(t Type, body []byte) (LSN, error) { return l.append(t, body, l.opts.lastRoom) }
+
+// appendLast is Append for a record that may take of the room that is kept for the last ones, and leaves so
+// many bytes of it.
+func (l *Log) appendLast(t Type, body []byte, leave int64) (LSN, error) {
+	return l.append(t, body, leave)
+}
+
+func (l *Log) append(t Type, body []byte, leave int64) (LSN, error) {
 	if t == 0 {
 		return 0, fmt.Errorf("append to log %s: %w: 0", l.dir, ErrType)
 	}
@@ -82,7 +104,7 @@ func (l *Log) Append(t Type, body []byte) (LSN, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.makeRoomLocked(frameSize(len(body))); err != nil {
+	if err := l.makeRoomLocked(frameSize(len(body)), leave); err != nil {
 		return 0, err
 	}
 	lsn, before := l.next, len(l.buf)
@@ -94,8 +116,12 @@ func (l *Log) Append(t Type, body []byte) (LSN, error) {
 }
 
 // makeRoomLocked returns when a frame of n bytes may be put into the buffer.
-func (l *Log) makeRoomLocked(n int64) error {
+func (l *Log) makeRoomLocked(n, leave int64) error {
 	for {
+		limit := l.opts.SegmentSize - l.opts.lastRoom
+		if l.fullLocked() {
+			limit = l.opts.SegmentSize - leave
+		}
 		switch {
 		case l.err != nil:
 			return l.err
@@ -103,8 +129,9 @@ func (l *Log) makeRoomLocked(n int64) error {
 			return l.closedError()
 		case l.sealing:
 			l.idle.Wait()
-		case l.tail > segmentHeaderSize && l.tail+n > l.opts.SegmentSize:
-			if err := l.rotateLocked(); err != nil {
+		case l.tail > segmentHeaderSize && l.tail+n > limit:
+			err := l.rotateLocked()
+			if err != nil && (!errors.Is(err, ErrNoRoom) || l.tail+n > l.opts.SegmentSize-leave) {
 				return err
 			}
 		case len(l.buf) == 0 || int64(len(l.buf))+n <= int64(l.opts.BufferSize):
@@ -215,30 +242,42 @@ func (l *Log) Rotate() (segment uint64, err error) {
 // rotateLocked seals the last segment and starts the next one. Order: (1) appends wait, (2) the old
 // segment is made durable as a whole, which lets recovery treat any hole in it as damage, (3) the new
 // one is made with its header and name durable, (4) appends go on.
+//
+// Where a log that keeps spares has none left and can make none: ErrNoRoom, and the log is as before.
 func (l *Log) rotateLocked() error {
 	l.sealing = true
 	for l.busy {
 		l.idle.Wait()
 	}
 	l.busy = true
-	if l.err == nil {
+	if l.err == nil && len(l.spares) == 0 {
+		l.refillLocked()
+	}
+	full := l.fullLocked()
+	if l.err == nil && !full {
 		l.flushLocked(true)
 	}
-	if l.err == nil {
+	if l.err == nil && !full {
 		l.startSegmentLocked()
 	}
 	l.sealing = false
 	l.releaseLocked()
+	if l.err == nil && full {
+		return fmt.Errorf("log %s: %w: %w", l.dir, ErrNoRoom, l.noRoom)
+	}
 	return l.err
 }
 
 // startSegmentLocked makes the next segment the last one. The caller holds the token and is sealing.
 func (l *Log) startSegmentLocked() {
 	h := segmentHeader{kind: l.opts.Kind, id: l.id, number: l.lastLocked().Number + 1, first: l.next}
-	old := l.file
+	old, spare := l.file, ""
+	if len(l.spares) > 0 {
+		spare, l.spares = l.spares[0], append(l.spares[:0:0], l.spares[1:]...)
+	}
 
 	l.mu.Unlock()
-	file, err := createSegment(l.fs, l.dir, h)
+	file, err := createSegment(l.fs, l.dir, h, spare, 0)
 	if err == nil {
 		err = old.Close()
 	}
@@ -254,6 +293,7 @@ func (l *Log) startSegmentLocked() {
 	l.segs[len(l.segs)-1].Bytes = l.tail
 	l.segs = append(l.segs, SegmentInfo{h.number, h.first, segmentHeaderSize, segmentPath(l.dir, h.number)})
 	l.file, l.tail = file, segmentHeaderSize
+	l.refillLocked()
 }
 
 // DropBefore removes every segment with a lower number, the last one excepted. They go one by one from
@@ -286,6 +326,7 @@ func (l *Log) DropBefore(segment uint64) error {
 		}
 		l.segs = append(l.segs[:0:0], l.segs[1:]...)
 	}
+	l.refillLocked()
 	return nil
 }
 
@@ -303,6 +344,13 @@ func (l *Log) Durable() LSN {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.durable
+}
+
+// Err is the sticky error.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }
 
 // Close makes everything appended durable and releases the files. It returns the sticky error, if there

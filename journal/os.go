@@ -96,6 +96,47 @@ func (f osFile) Sync() error {
 	}
 }
 
+// Allocate writes zeroes where the file system cannot allocate otherwise.
+func (f osFile) Allocate(size int64) error {
+	for {
+		switch err := unix.Fallocate(int(f.Fd()), 0, 0, size); err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		case unix.EOPNOTSUPP:
+			return f.fill(size)
+		default:
+			return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+		}
+	}
+}
+
+// fill writes zeroes from the end of the file up to size.
+func (f osFile) fill(size int64) error {
+	off, err := f.Size()
+	zeroes := make([]byte, max(0, min(windowSize, size-off)))
+	for err == nil && off < size {
+		var n int
+		n, err = f.WriteAt(zeroes[:min(int64(len(zeroes)), size-off)], off)
+		off += int64(n)
+	}
+	return err
+}
+
+// Punch fails where the file system knows no holes.
+func (f osFile) Punch(off, n int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &os.PathError{Op: "punch", Path: f.Name(), Err: err}
+		}
+		return nil
+	}
+}
+
 func (f osFile) Size() (int64, error) {
 	info, err := f.Stat()
 	if err != nil {

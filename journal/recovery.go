@@ -19,6 +19,9 @@ type Replay func(lsn LSN, t Type, body []byte) error
 // or purpose's. In these cases nothing was changed. One process at a time (LockDir).
 func Open(fs FS, dir string, o Options, replay Replay) (*Log, error) {
 	l, err := open(fs, dir, o.withDefaults(), replay)
+	if err == nil && l.opts.Spares > 0 {
+		err = l.prepareRoom()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open log %s: %w", dir, err)
 	}
@@ -40,7 +43,20 @@ func open(fs FS, dir string, o Options, replay Replay) (*Log, error) {
 	if err := fs.SyncDir(dir); err != nil {
 		return nil, err
 	}
+	var oldest segmentHeader
+	if len(segs) > 0 {
+		oldest = segs[0].header
+	}
+	verify := func() error {
+		if o.verify == nil {
+			return nil
+		}
+		return o.verify(oldest)
+	}
 	if len(segs) == 0 {
+		if err := verify(); err != nil {
+			return nil, err
+		}
 		return createLog(fs, dir, o)
 	}
 	for i, s := range segs[:len(segs)-1] {
@@ -53,7 +69,7 @@ func open(fs FS, dir string, o Options, replay Replay) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	next, tail, err := recoverLast(f, last, replay)
+	next, tail, err := recoverLast(f, last, replay, verify)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -176,7 +192,7 @@ func replaySealed(fs FS, s *segment, until LSN, replay Replay) error {
 }
 
 // recoverLast replays the last segment, decides what its end is, and makes durable what is kept.
-func recoverLast(f File, s *segment, replay Replay) (next LSN, tail int64, err error) {
+func recoverLast(f File, s *segment, replay Replay, verify func() error) (next LSN, tail int64, err error) {
 	end, err := replaySegment(f, s, 0, replay)
 	if err != nil {
 		return 0, 0, err
@@ -185,6 +201,9 @@ func recoverLast(f File, s *segment, replay Replay) (next LSN, tail int64, err e
 		if err := checkTorn(f, s, end); err != nil {
 			return 0, 0, err
 		}
+	}
+	if err := verify(); err != nil {
+		return 0, 0, err
 	}
 	if err := settleTail(f, s, end); err != nil {
 		return 0, 0, fmt.Errorf("settle the tail of %s: %w", s.path, err)

@@ -39,20 +39,33 @@ func segmentNumber(name string) (uint64, bool) {
 	return n, err == nil && n > 0 && filepath.Base(segmentPath("", n)) == name
 }
 
-// createSegment makes a segment whose header and name are durable. The file that it returns stands
-// behind no record yet.
-func createSegment(fs FS, dir string, h segmentHeader) (File, error) {
+// createSegment makes a segment whose header and name are durable, of a spare where one is named, else
+// with that much room. The file that it returns stands behind no record yet.
+func createSegment(fs FS, dir string, h segmentHeader, spare string, room int64) (File, error) {
 	path := segmentPath(dir, h.number)
-	f, err := fs.Create(path + tempSuffix)
+	var f File
+	var err error
+	from := spare
+	if spare != "" {
+		f, err = fs.Open(spare, true)
+	} else {
+		from = path + tempSuffix
+		f, err = fs.Create(from)
+	}
 	if err != nil {
 		return nil, err
 	}
-	err = writeAt(f, h.encode(), 0)
+	if room > 0 {
+		err = allocate(f, room)
+	}
+	if err == nil {
+		err = writeAt(f, h.encode(), 0)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = fs.Rename(path+tempSuffix, path)
+		err = fs.Rename(from, path)
 	}
 	if err == nil {
 		err = fs.SyncDir(dir)
@@ -69,7 +82,11 @@ func createLog(fs FS, dir string, o Options) (*Log, error) {
 	if _, err := io.ReadFull(rand.Reader, h.id[:]); err != nil {
 		return nil, err
 	}
-	f, err := createSegment(fs, dir, h)
+	var room int64
+	if o.Spares > 0 {
+		room = o.SegmentSize
+	}
+	f, err := createSegment(fs, dir, h, "", room)
 	if err != nil {
 		return nil, err
 	}

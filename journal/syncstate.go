@@ -184,7 +184,15 @@ func (s *SyncLog) Close() error { return s.log.Close() }
 // whole: a crash leaves it where it was or takes it away, never half of it, which would read as an older
 // state.
 func SetAsideSync(fsys FS, dir string) (to string, err error) {
-	from := filepath.Join(dir, syncLogDir)
+	return setAside(fsys, dir, syncLogDir)
+}
+
+// setAside renames a log's folder in dir. None is no error, and has no name.
+func setAside(fsys FS, dir, name string) (to string, err error) {
+	from := filepath.Join(dir, name)
+	if _, err := fsys.ReadDir(from); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
 	for n := 1; ; n++ {
 		to = from + damagedSuffix
 		if n > 1 {

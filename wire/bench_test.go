@@ -48,7 +48,7 @@ func BenchmarkUnpack(b *testing.B) {
 }
 
 func BenchmarkEncode(b *testing.B) {
-	offer := &Offer{Length: MaxOffer * benchBlock, Hashes: make([]Hash, MaxOffer)}
+	offer := &Offer{Length: MaxOffer * benchBlock, Unit: benchBlock, Hashes: make([]Hash, MaxOffer)}
 	for _, m := range []Message{block(1, 0, benchBlock, 0), &Ack{make([]AckEntry, 64)}, offer} {
 		if a, ok := m.(*Ack); ok {
 			for i := range a.Entries {

@@ -42,17 +42,26 @@ func check(m Message) error {
 	case *Flushed:
 		return checkOffset("position", m.Position)
 	case *Commit:
-		return checkFlags("Commit", uint32(m.Flags), uint32(CommitSourceChanged))
+		return m.check()
 	case *Doubt:
 		return m.check()
 	case *Halt:
 		return checkEnd(m.Code, m.Text)
 	case *Bye:
-		if m.Code != CodeDone && m.Code != CodeStopped {
-			return broken("Bye with code %d", m.Code)
+		switch m.Code {
+		case CodeDone, CodeStopped, CodeReplaced, CodePaused:
+			return checkEnd(m.Code, m.Text)
 		}
-		return checkEnd(m.Code, m.Text)
-	case *Committed, *Ping, *Pong, *Window:
+		return broken("Bye with code %d", m.Code)
+	case *Attach:
+		return m.check()
+	case *Attached:
+		return m.check()
+	case *Rebase:
+		return m.check()
+	case *Report:
+		return m.check()
+	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk:
 		return nil
 	}
 	return broken("message of type %T", m)
@@ -63,7 +72,7 @@ func broken(format string, args ...any) error {
 }
 
 func (m *Hello) check() error {
-	if m.Role != RoleSource && m.Role != RoleTarget {
+	if m.Role < RoleSource || m.Role > RoleMirror {
 		return broken("unknown role %d", m.Role)
 	}
 	if m.BlockSize != 0 && !validBlockSize(m.BlockSize) {
@@ -107,8 +116,8 @@ func (m *Opened) check() error {
 	return checkFlags("Opened", uint32(m.Flags), uint32(known))
 }
 
-// check compares the count of hashes with the length, for which there must be a block size. The real one
-// is known to the engine.
+// check compares the count of hashes with what length and unit make. Which unit it has to be is known to
+// the engine.
 func (m *Offer) check() error {
 	if err := checkCount("hashes in Offer", len(m.Hashes), MaxOffer); err != nil {
 		return err
@@ -116,12 +125,13 @@ func (m *Offer) check() error {
 	if err := checkRange("Offer", m.Offset, int64(m.Length)); err != nil {
 		return err
 	}
-	for size := int64(MinBlock); size <= MaxBlock; size *= 2 {
-		if (int64(m.Length)+size-1)/size == int64(len(m.Hashes)) {
-			return nil
-		}
+	if !validBlockSize(m.Unit) {
+		return broken("Offer of units of %d bytes", m.Unit)
 	}
-	return broken("Offer of %d hashes for %d bytes, which no block size makes", len(m.Hashes), m.Length)
+	if want := (int64(m.Length) + int64(m.Unit) - 1) / int64(m.Unit); want != int64(len(m.Hashes)) {
+		return broken("Offer of %d hashes for %d bytes in units of %d, want %d", len(m.Hashes), m.Length, m.Unit, want)
+	}
+	return nil
 }
 
 func (m *Data) check() error {
@@ -179,7 +189,7 @@ func (m *Nak) check() error {
 	}
 	for i := range m.Entries {
 		e := &m.Entries[i]
-		if e.Cause < NakHash || e.Cause > NakReadBack {
+		if e.Cause < NakHash || e.Cause > NakRoom {
 			return broken("unknown cause %d in Nak", e.Cause)
 		}
 		if e.Offset < 0 {
@@ -187,6 +197,22 @@ func (m *Nak) check() error {
 		}
 	}
 	return nil
+}
+
+// check lets nothing of a live session into a one-shot one, which has no epochs.
+func (m *Commit) check() error {
+	switch {
+	case m.Epoch == 0 && (m.Base != 0 || m.Pages != 0 || len(m.Holes) != 0):
+		return broken("Commit of no epoch with base %d, %d pages and %d holes", m.Base, m.Pages, len(m.Holes))
+	case m.Epoch > 0 && m.Base >= m.Epoch:
+		return broken("Commit of epoch %d on base %d", m.Epoch, m.Base)
+	case len(m.Holes) > MaxHoles:
+		return broken("%d holes in Commit, limit %d", len(m.Holes), MaxHoles)
+	}
+	if err := checkFlags("Commit", uint32(m.Flags), uint32(CommitSourceChanged|CommitUnproven)); err != nil {
+		return err
+	}
+	return checkPages("hole", m.Holes, true)
 }
 
 func (m *Doubt) check() error {

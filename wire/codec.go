@@ -24,6 +24,22 @@ func ZeroHash(offset, length int64) Hash {
 	return sha256.Sum256(b[:])
 }
 
+// RebaseHash is what stands for a Rebase in the Chain: the SHA-256 of base, then offset and length of each
+// void extent in order, as little-endian numbers of 8 bytes.
+func RebaseHash(base uint64, voids []Extent) (hash Hash) {
+	sum := sha256.New()
+	var b [extentSize]byte
+	le.PutUint64(b[0:], base)
+	sum.Write(b[:8])
+	for _, e := range voids {
+		le.PutUint64(b[0:], uint64(e.Offset))
+		le.PutUint64(b[8:], uint64(e.Length))
+		sum.Write(b[:])
+	}
+	sum.Sum(hash[:0])
+	return hash
+}
+
 // Packer compresses payloads. It owns the compressor's table and a scratch buffer, so that a block costs
 // no allocation; it is not safe for concurrent use: one for each goroutine.
 type Packer struct {
@@ -82,43 +98,52 @@ func Unpack(codec Codec, dst, src []byte) error {
 
 // Chain is a checksum over the headers of all records of an epoch, in order: each link is the SHA-256
 // of the link before (zero at first) and one record. It is 32 bytes and a count, can be copied, stored
-// and gone on from; the zero value is ready. Not safe for concurrent use.
+// (Sum and Records) and gone on from (ChainAt); the zero value is ready. Not safe for concurrent use.
 //
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                    the link before, 32 bytes                  |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                              seq                              |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
-//	|                            offset                             |
+//	|                   offset, or old of a Rebase                  |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
-//	|              raw length, or the length of a Zero              |
+//	|       raw length, length of a Zero, or new of a Rebase        |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	| type  |                       reserved                        |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
-//	|            SHA-256 of a Data, ZeroHash of a Zero              |
+//	|         SHA-256 of a Data, else ZeroHash or RebaseHash        |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 type Chain struct {
 	link    Hash
 	records uint64
 }
 
+// ChainAt is the chain whose last link and count of records were stored.
+func ChainAt(link Hash, records uint64) Chain { return Chain{link: link, records: records} }
+
 // Add takes a Data in; its payload is not looked at.
 func (c *Chain) Add(m *Data) {
-	c.add(m.Seq, m.Offset, int64(m.RawLength), TypeData, &m.Hash)
+	c.add(m.Seq, uint64(m.Offset), uint64(m.RawLength), TypeData, &m.Hash)
 }
 
 // AddZero takes a Zero in.
 func (c *Chain) AddZero(m *Zero) {
 	hash := ZeroHash(m.Offset, m.Length)
-	c.add(m.Seq, m.Offset, m.Length, TypeZero, &hash)
+	c.add(m.Seq, uint64(m.Offset), uint64(m.Length), TypeZero, &hash)
 }
 
-func (c *Chain) add(seq uint64, offset, length int64, kind Type, hash *Hash) {
+// AddRebase takes a whole Rebase in as one record: where it came in several frames, what Join made of them.
+func (c *Chain) AddRebase(m *Rebase) {
+	hash := RebaseHash(m.Base, m.Voids)
+	c.add(m.Seq, m.Old, m.New, TypeRebase, &hash)
+}
+
+func (c *Chain) add(seq, from, to uint64, kind Type, hash *Hash) {
 	var b [2*HashSize + 32]byte
 	copy(b[:], c.link[:])
 	le.PutUint64(b[32:], seq)
-	le.PutUint64(b[40:], uint64(offset))
-	le.PutUint64(b[48:], uint64(length))
+	le.PutUint64(b[40:], from)
+	le.PutUint64(b[48:], to)
 	b[56] = byte(kind)
 	copy(b[64:], hash[:])
 	c.link = sha256.Sum256(b[:])

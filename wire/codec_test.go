@@ -103,6 +103,15 @@ func TestSums(t *testing.T) {
 	if ZeroHash(0x102, 0x304) != sha256.Sum256(b) {
 		t.Error("ZeroHash is not that of offset and length")
 	}
+	one := append([]byte{6, 5, 0, 0, 0, 0, 0, 0}, b...)
+	two := append(append([]byte{}, one...), 0, 0, 1, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0)
+	for want, voids := range map[string][]Extent{
+		string(one[:8]): nil, string(one): {{0x102, 0x304}}, string(two): {{0x102, 0x304}, {0x10000, 0x1000}},
+	} {
+		if RebaseHash(0x506, voids) != sha256.Sum256([]byte(want)) {
+			t.Errorf("RebaseHash of %v is not that of base and voids", voids)
+		}
+	}
 }
 
 // TestChain: every field and the order count, and a copy goes on from where it was taken.
@@ -128,6 +137,19 @@ func TestChain(t *testing.T) {
 	try("zero as data", func(c *Chain) { d := base; d.Hash = ZeroHash(4096, 4096); c.Add(&d) })
 	try("data, zero", func(c *Chain) { c.Add(&base); c.AddZero(zero) })
 	try("zero, data", func(c *Chain) { c.AddZero(zero); c.Add(&base) })
+	rebase := Rebase{Seq: 1, Base: 3, Old: 4096, New: 8192, Voids: []Extent{{0, 4096}}}
+	try("rebase", func(c *Chain) { c.AddRebase(&rebase) })
+	try("rebase seq", func(c *Chain) { m := rebase; m.Seq++; c.AddRebase(&m) })
+	try("rebase base", func(c *Chain) { m := rebase; m.Base++; c.AddRebase(&m) })
+	try("rebase old", func(c *Chain) { m := rebase; m.Old++; c.AddRebase(&m) })
+	try("rebase new", func(c *Chain) { m := rebase; m.New++; c.AddRebase(&m) })
+	try("rebase void", func(c *Chain) { m := rebase; m.Voids = []Extent{{0, 8192}}; c.AddRebase(&m) })
+	try("rebase voids", func(c *Chain) { m := rebase; m.Voids = nil; c.AddRebase(&m) })
+	try("rebase as data", func(c *Chain) {
+		d := base
+		d.RawLength, d.Hash = 8192, RebaseHash(rebase.Base, rebase.Voids)
+		c.Add(&d)
+	})
 	try("twice", func(c *Chain) { c.Add(&base); c.Add(&base) })
 
 	var whole, part Chain
@@ -137,6 +159,12 @@ func TestChain(t *testing.T) {
 	part.AddZero(zero)
 	if whole != part || whole.Records() != 2 {
 		t.Errorf("a copy of a chain goes on to %x, want %x, of 2 records", part.Sum(), whole.Sum())
+	}
+	stored := ChainAt(part.Sum(), part.Records())
+	whole.AddRebase(&rebase)
+	stored.AddRebase(&rebase)
+	if whole != stored || whole.Records() != 3 || ChainAt(Hash{}, 0) != (Chain{}) {
+		t.Errorf("a stored chain goes on to %x, want %x, of 3 records", stored.Sum(), whole.Sum())
 	}
 }
 

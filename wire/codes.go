@@ -19,4 +19,8 @@ const (
 	CodeSame      Code = 13 // source and target are one device
 	CodeState     Code = 14 // any other refusal by state
 	CodeAuth      Code = 15 // not trusted
+	CodeHistory   Code = 16 // the mirror holds another volume, or a history that the primary must not overwrite
+	CodeOlder     Code = 17 // the primary is of an older generation than the mirror has seen
+	CodeReplaced  Code = 18 // a newer connection of the same session took over
+	CodePaused    Code = 19 // a person paused the volume at the sender's side
 )

@@ -61,7 +61,7 @@ type Conn struct {
 	rtt            atomic.Int64 // ns, smoothed; 0: none measured yet
 
 	out struct { // send.go
-		sync.Mutex
+		turn
 		encoder
 		bufs net.Buffers // what is left to write
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -176,6 +177,63 @@ func TestRunRule(t *testing.T) {
 	}
 	if m, err := b.Next(); err != nil || m.(*Window).Granted != 5 {
 		t.Errorf("after refused sends: %v, %v", m, err)
+	}
+}
+
+// TestTurns: a control frame waits for the one call with Data that is being written, not for those that wait
+// as well; all others keep the order in which they came.
+func TestTurns(t *testing.T) {
+	x, y := ends(t, "pipe")
+	conn := NewConn(x, ConnOptions{PingEvery: time.Minute, DeadAfter: 5 * time.Minute})
+	defer conn.Close(nil)
+	var all sync.WaitGroup
+	send := func(ready func() bool, ms ...Message) {
+		all.Go(func() {
+			if err := conn.Send(ms...); err != nil {
+				t.Errorf("%T: %v", ms[0], err)
+			}
+		})
+		for !ready() {
+			yield()
+		}
+	}
+	waiting := func(urgent, bulk int) func() bool {
+		return func() bool {
+			conn.out.mu.Lock()
+			defer conn.out.mu.Unlock()
+			return len(conn.out.urgent) == urgent && len(conn.out.bulk) == bulk
+		}
+	}
+	send(conn.live.writing.Load, block(1, 0, 100, 100), block(2, 100, 100, 0))
+	send(waiting(0, 1), block(3, 0, 100, 0))
+	send(waiting(0, 2), &Zero{Seq: 4, Length: 4096}, &Window{Granted: 5})
+	send(waiting(1, 2), &Window{Granted: 6}, &Window{Granted: 7})
+	send(waiting(2, 2), &Window{Granted: 8})
+	var got []uint64
+	peer := NewConn(y, ConnOptions{})
+	defer peer.Close(nil)
+	for range 8 {
+		m, err := peer.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch m := m.(type) {
+		case *Data:
+			got = append(got, m.Seq)
+		case *Zero:
+			got = append(got, m.Seq)
+		case *Window:
+			got = append(got, m.Granted)
+		}
+	}
+	all.Wait()
+	if want := []uint64{1, 2, 6, 7, 8, 3, 4, 5}; !slices.Equal(got, want) {
+		t.Errorf("sent in the order %v, want %v", got, want)
+	}
+	if !conn.out.tryTake() {
+		t.Error("the last turn was not given back")
+	} else if conn.out.give(); conn.out.taken {
+		t.Error("a turn that nobody waits for is taken")
 	}
 }
 

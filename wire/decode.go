@@ -48,11 +48,9 @@ func decodeFields(h header, r *reader) Message {
 	case TypeFlushed:
 		return &Flushed{Number: r.u64(), Position: r.i64()}
 	case TypeCommit:
-		m := &Commit{Records: r.u64(), Chain: r.hash(), Flags: CommitFlags(r.u32())}
-		r.reserved(4)
-		return m
+		return decodeCommit(r)
 	case TypeCommitted:
-		return &Committed{Records: r.u64(), Chain: r.hash()}
+		return &Committed{Epoch: r.u64(), Records: r.u64(), Chain: r.hash()}
 	case TypeDoubt:
 		return decodeDoubt(r)
 	case TypePing:
@@ -67,6 +65,18 @@ func decodeFields(h header, r *reader) Message {
 	case TypeBye:
 		code, text := decodeEnd(r)
 		return &Bye{code, text}
+	case TypeAttach:
+		return decodeAttach(r)
+	case TypeAttached:
+		return decodeAttached(r)
+	case TypeRebase:
+		return decodeRebase(r)
+	case TypeSynced:
+		return &Synced{Epoch: r.u64(), Seq: r.u64(), Records: r.u64(), Chain: r.hash()}
+	case TypeBulk:
+		return &Bulk{r.u64()}
+	case TypeReport:
+		return decodeReport(r)
 	}
 	r.fail("has no decoder")
 	return nil
@@ -85,8 +95,8 @@ func decodeHello(r *reader) *Hello {
 
 func decodeOpen(r *reader) *Open {
 	m := &Open{}
-	copy(m.VolumeID[:], r.take(len(m.VolumeID)))
-	copy(m.Generation[:], r.take(len(m.Generation)))
+	m.VolumeID = r.id()
+	m.Generation = r.id()
 	m.Incarnation = r.u64()
 	m.Size = r.i64()
 	m.Fingerprint = r.hash()
@@ -117,8 +127,7 @@ func decodeEnd(r *reader) (Code, string) {
 }
 
 func decodeOffer(r *reader) *Offer {
-	m := &Offer{Seq: r.u64(), Offset: r.i64(), Length: r.u32()}
-	r.reserved(4)
+	m := &Offer{Seq: r.u64(), Offset: r.i64(), Length: r.u32(), Unit: r.u32()}
 	m.Hashes = r.hashes(r.count(HashSize))
 	return m
 }
@@ -172,19 +181,24 @@ func decodeNak(r *reader) *Nak {
 	return m
 }
 
+func decodeCommit(r *reader) *Commit {
+	m := &Commit{
+		Epoch:   r.u64(),
+		Base:    r.u64(),
+		Records: r.u64(),
+		Pages:   r.u64(),
+		Chain:   r.hash(),
+		Flags:   CommitFlags(r.u32()),
+	}
+	r.reserved(4)
+	m.Holes = r.extents()
+	return m
+}
+
 func decodeDoubt(r *reader) *Doubt {
-	m := &Doubt{}
-	switch more := r.u8(); more {
-	case 0, 1:
-		m.More = more == 1
-	default:
-		r.fail("more is %d, want 0 or 1", more)
-	}
+	m := &Doubt{More: r.bit("more")}
 	r.reserved(7)
-	m.Extents = make([]Extent, r.count(extentSize))
-	for i := range m.Extents {
-		m.Extents[i] = Extent{Offset: r.i64(), Length: r.i64()}
-	}
+	m.Extents = r.extents()
 	return m
 }
 
@@ -267,6 +281,32 @@ func (r *reader) hashes(n int) []Hash {
 		hashes[i] = Hash(b[i*HashSize:])
 	}
 	return hashes
+}
+
+// extents reads extents until the meta ends; nil where it holds none.
+func (r *reader) extents() []Extent {
+	n := r.count(extentSize)
+	if n == 0 {
+		return nil
+	}
+	extents := make([]Extent, n)
+	for i := range extents {
+		extents[i] = Extent{Offset: r.i64(), Length: r.i64()}
+	}
+	return extents
+}
+
+func (r *reader) id() (id [16]byte) {
+	copy(id[:], r.take(len(id)))
+	return id
+}
+
+func (r *reader) bit(what string) bool {
+	n := r.u8()
+	if n > 1 {
+		r.fail("%s is %d, want 0 or 1", what, n)
+	}
+	return n == 1
 }
 
 func (r *reader) str(n int) string { return string(r.take(n)) }

@@ -20,7 +20,7 @@
 // before it is believed: the header's CRC its lengths, the meta's CRC what the payload is and where it
 // belongs, and the SHA-256 in the meta the payload, which only the engine can check, after unpacking.
 //
-// The files follow the data: message.go and codes.go (what is said), frame.go, encode.go and decode.go
-// (bytes), codec.go (payloads and checksums), window.go (flow control), conn.go, send.go, receive.go and
+// The files follow the data: message.go, live_messages.go and codes.go (what is said), frame.go, encode.go,
+// encode_live.go, decode.go, decode_live.go, check.go and check_live.go (bytes), codec.go (payloads and checksums), window.go (flow control), conn.go, send.go, receive.go and
 // live.go (the connection), dial.go (sockets), errors.go (what goes wrong).
 package wire

@@ -5,8 +5,9 @@ import (
 	"fmt"
 )
 
-// The metas, one diagram and one append function each; decode.go holds the other half of each pair. One
-// row is 8 bytes, little-endian; a span of many rows says its length. Reserved bytes are zero.
+// The metas, one diagram and one append function each; decode.go holds the other half of each pair, and
+// encode_live.go those of live sessions alone. One row is 8 bytes, little-endian; a span of many rows says
+// its length. Reserved bytes are zero.
 
 // Sizes of metas, and of the part of a meta that does not vary.
 const (
@@ -21,8 +22,8 @@ const (
 	entrySize     = 56
 	flushSize     = 48
 	flushedSize   = 16
-	commitSize    = 48
-	committedSize = 40
+	commitFixed   = 72
+	committedSize = 48
 	doubtFixed    = 8
 	extentSize    = 16
 	pingSize      = 8
@@ -105,6 +106,18 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendEnd(b, m.Code, m.Text)
 	case *Bye:
 		return appendEnd(b, m.Code, m.Text)
+	case *Attach:
+		return appendAttach(b, m)
+	case *Attached:
+		return appendAttached(b, m)
+	case *Rebase:
+		return appendRebase(b, m)
+	case *Synced:
+		return appendSynced(b, m)
+	case *Bulk:
+		return le.AppendUint64(b, m.Base)
+	case *Report:
+		return appendReport(b, m)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }
@@ -210,15 +223,15 @@ func appendEnd(b []byte, code Code, text string) []byte {
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                            offset                             |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
-//	|            length             |           reserved            |
+//	|            length             |             unit              |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
-//	|                  one hash of 32 bytes a block ...             |
+//	|                  one hash of 32 bytes a unit ...              |
 //	+---------------------------------------------------------------+
 func appendOffer(b []byte, m *Offer) []byte {
 	b = le.AppendUint64(b, m.Seq)
 	b = le.AppendUint64(b, uint64(m.Offset))
 	b = le.AppendUint32(b, m.Length)
-	b = append(b, 0, 0, 0, 0)
+	b = le.AppendUint32(b, m.Unit)
 	return appendHashes(b, m.Hashes)
 }
 
@@ -342,30 +355,45 @@ func appendFlushed(b []byte, m *Flushed) []byte {
 	return le.AppendUint64(b, uint64(m.Position))
 }
 
-// Commit
+// Commit: holes until the meta ends, each as an extent of offset and length.
 //
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             epoch                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             base                              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                            records                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             pages                             |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                        chain, 32 bytes                        |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|             flags             |           reserved            |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                one extent of 16 bytes a hole ...              |
+//	+---------------------------------------------------------------+
 func appendCommit(b []byte, m *Commit) []byte {
+	b = le.AppendUint64(b, m.Epoch)
+	b = le.AppendUint64(b, m.Base)
 	b = le.AppendUint64(b, m.Records)
+	b = le.AppendUint64(b, m.Pages)
 	b = append(b, m.Chain[:]...)
 	b = le.AppendUint32(b, uint32(m.Flags))
-	return append(b, 0, 0, 0, 0)
+	b = append(b, 0, 0, 0, 0)
+	return appendExtents(b, m.Holes)
 }
 
 // Committed
 //
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             epoch                             |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                            records                            |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                        chain, 32 bytes                        |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 func appendCommitted(b []byte, m *Committed) []byte {
+	b = le.AppendUint64(b, m.Epoch)
 	b = le.AppendUint64(b, m.Records)
 	return append(b, m.Chain[:]...)
 }
@@ -380,16 +408,23 @@ func appendCommitted(b []byte, m *Committed) []byte {
 //	|                            length                             |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 func appendDoubt(b []byte, m *Doubt) []byte {
-	var more byte
-	if m.More {
-		more = 1
-	}
-	b = append(b, more, 0, 0, 0, 0, 0, 0, 0)
-	for _, e := range m.Extents {
+	b = append(b, bit(m.More), 0, 0, 0, 0, 0, 0, 0)
+	return appendExtents(b, m.Extents)
+}
+
+func appendExtents(b []byte, extents []Extent) []byte {
+	for _, e := range extents {
 		b = le.AppendUint64(b, uint64(e.Offset))
 		b = le.AppendUint64(b, uint64(e.Length))
 	}
 	return b
+}
+
+func bit(v bool) byte {
+	if v {
+		return 1
+	}
+	return 0
 }
 
 func appendHashes(b []byte, hashes []Hash) []byte {

@@ -45,6 +45,10 @@ var (
 	ErrLarger      = errors.New("the target is larger than the source")
 	ErrSame        = errors.New("source and target are the same device")
 	ErrState       = errors.New("refused by state")
+	ErrHistory     = errors.New("the mirror holds another volume or history")
+	ErrOlder       = errors.New("the primary's generation is older than one that the mirror has seen")
+	ErrReplaced    = errors.New("a newer connection took over")
+	ErrPaused      = errors.New("the volume is paused")
 	errUnknownCode = errors.New("a reason that this version does not know")
 )
 
@@ -68,6 +72,10 @@ var reasons = [...]struct {
 	{CodeSame, ErrSame},
 	{CodeState, ErrState},
 	{CodeAuth, ErrAuth},
+	{CodeHistory, ErrHistory},
+	{CodeOlder, ErrOlder},
+	{CodeReplaced, ErrReplaced},
+	{CodePaused, ErrPaused},
 }
 
 // Err returns the sentinel of the code, which wraps nothing.

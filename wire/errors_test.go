@@ -15,7 +15,7 @@ import (
 // TestCodes: code → error → code, for every code there is, bare and from a peer.
 func TestCodes(t *testing.T) {
 	seen := map[error]Code{}
-	for code := CodeDone; code <= CodeAuth; code++ {
+	for code := CodeDone; code <= CodePaused; code++ {
 		err := code.Err()
 		if err == errUnknownCode {
 			t.Fatalf("code %d has no error", code)
@@ -37,6 +37,9 @@ func TestCodes(t *testing.T) {
 	}
 	if got := CodeOf(&RemoteError{Code: 999}); got != 999 {
 		t.Errorf("code 999 comes back as %d", got)
+	}
+	if (CodePaused + 1).Err() != errUnknownCode {
+		t.Error("there is a code that is not tried here")
 	}
 	for err, want := range map[error]Code{
 		errors.New("other"): CodeState, syscall.ENOSPC: CodeNoSpace, syscall.EIO: CodeDevice, ErrClosed: CodeStopped,
@@ -73,6 +76,9 @@ func TestClassify(t *testing.T) {
 		{ErrProtocol, ClassProtocol}, {ErrNotBlkmirror, ClassProtocol}, {&RemoteError{Code: CodeProtocol}, ClassProtocol},
 		{&RemoteError{Code: CodeStopped}, ClassPeerStopped}, {&RemoteError{Code: CodeDevice}, ClassPeerStopped},
 		{&RemoteError{Code: 999}, ClassPeerStopped},
+		{&RemoteError{Code: CodeHistory}, ClassPeerStopped}, {&RemoteError{Code: CodeOlder}, ClassPeerStopped},
+		{&RemoteError{Code: CodeReplaced}, ClassPeerStopped}, {&RemoteError{Code: CodePaused}, ClassPeerStopped},
+		{ErrHistory, ClassLocalStop}, {ErrOlder, ClassLocalStop}, {ErrReplaced, ClassLocalStop}, {ErrPaused, ClassLocalStop},
 		{ErrClosed, ClassLocalStop}, {context.Canceled, ClassLocalStop}, {net.ErrClosed, ClassLocalStop},
 		{syscall.EIO, ClassLocalStop}, {errors.New("anything"), ClassLocalStop},
 	}

@@ -29,8 +29,8 @@ const (
 	headerCRCAt  = HeaderSize - 4
 )
 
-// Type is the number of a message. The numbers are frozen, in the order of a conversation. Zero is
-// invalid, so that unwritten bytes are never a frame.
+// Type is the number of a message. The numbers are frozen, in the order of a conversation; from 25 on
+// follow those of live sessions alone. Zero is invalid, so that unwritten bytes are never a frame.
 type Type uint8
 
 const (
@@ -45,7 +45,7 @@ const (
 	TypeWrite     Type = 9 // reserved: a write in sync mode
 	TypeAck       Type = 10
 	TypeNak       Type = 11
-	TypeRebase    Type = 12 // reserved: staging goes over to a later cut
+	TypeRebase    Type = 12
 	TypeFlush     Type = 13
 	TypeFlushed   Type = 14
 	TypeInSync    Type = 15 // reserved: writes are applied in place from here on
@@ -58,6 +58,11 @@ const (
 	TypeKeyNext   Type = 22 // reserved: the next key
 	TypeHalt      Type = 23
 	TypeBye       Type = 24
+	TypeAttach    Type = 25
+	TypeAttached  Type = 26
+	TypeSynced    Type = 27
+	TypeBulk      Type = 28
+	TypeReport    Type = 29
 )
 
 // spec is what a header may say for one type.
@@ -80,11 +85,11 @@ var specs = [...]spec{
 	TypeWrite:     {name: "Write"},
 	TypeAck:       {"Ack", entrySize, MaxEntries * entrySize, 0},
 	TypeNak:       {"Nak", entrySize, MaxEntries * entrySize, 0},
-	TypeRebase:    {name: "Rebase"},
+	TypeRebase:    {"Rebase", rebaseFixed, rebaseFixed + MaxEntries*extentSize, 0},
 	TypeFlush:     {"Flush", flushSize, flushSize, 0},
 	TypeFlushed:   {"Flushed", flushedSize, flushedSize, 0},
 	TypeInSync:    {name: "InSync"},
-	TypeCommit:    {"Commit", commitSize, commitSize, 0},
+	TypeCommit:    {"Commit", commitFixed, commitFixed + MaxHoles*extentSize, 0},
 	TypeCommitted: {"Committed", committedSize, committedSize, 0},
 	TypeDoubt:     {"Doubt", doubtFixed + extentSize, doubtFixed + MaxEntries*extentSize, 0},
 	TypePing:      {"Ping", pingSize, pingSize, 0},
@@ -93,6 +98,11 @@ var specs = [...]spec{
 	TypeKeyNext:   {name: "KeyNext"},
 	TypeHalt:      {"Halt", endFixed, endFixed + MaxText, 0},
 	TypeBye:       {"Bye", endFixed, endFixed + MaxText, 0},
+	TypeAttach:    {"Attach", attachFixed, attachFixed + MaxName + MaxDevices*HashSize, 0},
+	TypeAttached:  {"Attached", attachedSize, attachedSize, 0},
+	TypeSynced:    {"Synced", syncedSize, syncedSize, 0},
+	TypeBulk:      {"Bulk", bulkSize, bulkSize, 0},
+	TypeReport:    {"Report", reportSize, reportSize, 0},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -116,6 +126,7 @@ func (*Data) Type() Type      { return TypeData }
 func (*Zero) Type() Type      { return TypeZero }
 func (*Ack) Type() Type       { return TypeAck }
 func (*Nak) Type() Type       { return TypeNak }
+func (*Rebase) Type() Type    { return TypeRebase }
 func (*Flush) Type() Type     { return TypeFlush }
 func (*Flushed) Type() Type   { return TypeFlushed }
 func (*Commit) Type() Type    { return TypeCommit }
@@ -126,6 +137,11 @@ func (*Pong) Type() Type      { return TypePong }
 func (*Window) Type() Type    { return TypeWindow }
 func (*Halt) Type() Type      { return TypeHalt }
 func (*Bye) Type() Type       { return TypeBye }
+func (*Attach) Type() Type    { return TypeAttach }
+func (*Attached) Type() Type  { return TypeAttached }
+func (*Synced) Type() Type    { return TypeSynced }
+func (*Bulk) Type() Type      { return TypeBulk }
+func (*Report) Type() Type    { return TypeReport }
 
 // header is what a frame's first bytes say.
 type header struct {

@@ -149,7 +149,7 @@ func FuzzConn(f *testing.F) {
 // reframe makes frames with right checksums of bytes: type, meta length, payload length, and the rest.
 func reframe(b []byte) (stream []byte) {
 	for len(b) >= 4 {
-		kind, meta, payload := Type(b[0]%25), int(b[1]), int(le.Uint16(b[2:]))%512
+		kind, meta, payload := Type(int(b[0])%len(specs)), int(b[1]), int(le.Uint16(b[2:]))%512
 		if s := specs[kind]; s.min == s.max {
 			meta = int(s.min)
 		}

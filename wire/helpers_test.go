@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 // samples are one message of each type, with a payload for Data; each has a golden file in testdata.
 func samples() []Message {
 	payload := []byte("sixteen raw byte")
+	generation := Generation{ID: [16]byte{4, 5, 6}, Counter: 3, Parent: [16]byte{7, 8, 9}, ParentCut: 2}
 	return []Message{
 		&Hello{Node: Sum([]byte("node")), Name: "pluto", Software: "blkmirror 0.1.0", Role: RoleSource, Volume: "db", BlockSize: 64 << 10},
 		&Open{
@@ -26,7 +28,7 @@ func samples() []Message {
 			MaxOffers: 8, Flags: OpenedIndexed,
 		},
 		&Refused{CodeBusy, "volume db is in use by another session; end it first"},
-		&Offer{Seq: 1, Offset: 128 << 10, Length: 64<<10 + 512, Hashes: []Hash{Sum([]byte("a")), Sum([]byte("b"))}},
+		&Offer{Seq: 1, Offset: 128 << 10, Length: 64<<10 + 512, Unit: 64 << 10, Hashes: []Hash{Sum([]byte("a")), Sum([]byte("b"))}},
 		&Want{Seq: 1, Bits: []byte{0b10}},
 		&Data{
 			Seq: 2, Epoch: 0, Offset: 192 << 10, RawLength: uint32(len(payload)), Codec: CodecRaw, Hash: Sum(payload),
@@ -37,15 +39,37 @@ func samples() []Message {
 		&Nak{[]NakEntry{{2, 192 << 10, NakHash, Sum([]byte("other bytes"))}}},
 		&Flush{1, 128 << 10, Sum([]byte("a"))},
 		&Flushed{1, 128 << 10},
-		&Commit{2, Sum([]byte("chain")), CommitSourceChanged},
-		&Committed{2, Sum([]byte("chain"))},
+		&Commit{
+			Epoch: 7, Base: 5, Records: 9, Pages: 40, Chain: Sum([]byte("chain")), Flags: CommitUnproven,
+			Holes: []Extent{{4096, 8192}, {1 << 20, 100}},
+		},
+		&Committed{7, 9, Sum([]byte("chain"))},
 		&Doubt{true, []Extent{{0, 64 << 10}, {1 << 20, 4096}}},
 		&Ping{123456789},
 		&Pong{123456789},
 		&Window{64 << 20},
 		&Halt{CodeIntegrity, "block 3 differs after 3 tries"},
 		&Bye{CodeStopped, "the node is being stopped"},
+		&Attach{
+			Volume: "db", VolumeID: [16]byte{1, 2, 3}, Generation: generation, Incarnation: 7, Connection: 2, Size: 1 << 40,
+			BlockSize: 64 << 10, Flags: AttachOverwrite, Committed: 5, LastSent: 7, Devices: []Hash{Sum([]byte("disk"))},
+		},
+		&Attached{
+			VolumeID: [16]byte{1, 2, 3}, Generation: generation, LastCut: 5, Applied: 4, Flags: AttachedBlank | AttachedDoubts,
+			MaxOffers: 8, Size: 1 << 40, DataEnd: 1 << 39, Room: 1 << 34, Window: 32 << 20, StagedIncarnation: 7,
+			StagedBase: 5, StagedNumber: 7, StagedSeq: 41, StagedRecords: 6, StagedChain: Sum([]byte("staged")),
+		},
+		&Rebase{Seq: 42, Base: 5, Old: 6, New: 7, More: true, Voids: []Extent{{0, 4096}, {1 << 20, 64 << 10}}},
+		&Synced{7, 42, 7, Sum([]byte("chain"))},
+		&Bulk{5},
+		&Report{Committed: 7, Applied: 5, Room: 1 << 34, Staged: 1 << 26, Comparing: true, Quarantine: 3},
 	}
+}
+
+// sample is that of one type.
+func sample(kind Type) Message {
+	ms := samples()
+	return ms[slices.IndexFunc(ms, func(m Message) bool { return m.Type() == kind })]
 }
 
 // frame encodes one message with its payload.

@@ -13,7 +13,7 @@ import (
 // that is stopped; the pongs that they bring do. Two goroutines see to it:
 //
 //	routineWatch    looks at the counters, decides what is due, and ends the connection; never waits
-//	routineControl  writes pings and pongs; may wait behind a long write, with no harm to the two
+//	routineControl  writes pings and pongs; may wait behind one long write, with no harm to the two
 //	                others: the reader leaves it a note (owePong), the watcher too
 //
 // pingsPerSample is how many intervals a measured round trip may be old on a connection that is busy

@@ -16,8 +16,9 @@ const (
 	MaxBlock      = 1 << 20 // the largest block, and the largest raw payload of one Data frame
 	MaxRun        = 1 << 20 // the largest contiguous run of Data frames (see Data.Follow)
 	MaxOffer      = 512     // hashes in one Offer
-	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt
-	MaxDevices    = 512     // device identities in one Open
+	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt or Rebase
+	MaxHoles      = 1024    // extents of holes in one Commit
+	MaxDevices    = 512     // device identities in one Open or Attach
 	MaxZeroExtent = 1 << 30 // bytes that one Zero may cover
 )
 
@@ -99,15 +100,16 @@ type Refused struct {
 	Text string // what happened and what to do, for a person
 }
 
-// Offer lists the hashes of consecutive blocks, the first of which begins at Offset.
+// Offer lists the hashes of consecutive units, the first of which begins at Offset.
 type Offer struct {
 	Seq    uint64
 	Offset int64
-	Length uint32 // bytes covered; the last block may be shorter
+	Length uint32 // bytes covered; the last unit may be shorter
+	Unit   uint32 // bytes that one hash covers: the block size in one-shot sync, a page or a block else
 	Hashes []Hash
 }
 
-// Want answers an Offer: bit i of Bits (LSB first) is set where block i differs.
+// Want answers an Offer: bit i of Bits (LSB first) is set where unit i differs.
 type Want struct {
 	Seq  uint64
 	Bits []byte
@@ -184,6 +186,7 @@ const (
 	NakHash     NakCause = 1 // the raw bytes have another SHA-256 than the frame says
 	NakCodec    NakCause = 2 // the payload could not be unpacked to RawLength bytes
 	NakReadBack NakCause = 3 // the device returned other bytes than were written
+	NakRoom     NakCause = 4 // staging has no room for it, and nothing left to apply that would make room
 )
 
 // Nak says that frames were not taken: nothing of them counts as written.
@@ -212,11 +215,16 @@ type Flushed struct {
 	Position int64
 }
 
-// Commit says that all was sent: how many records (Data and Zero), and the Chain over them.
+// Commit says that all was sent: how many records, and the Chain over them. In one-shot sync Epoch, Base
+// and Pages are 0 and there are no holes.
 type Commit struct {
-	Records uint64
+	Epoch   uint64
+	Base    uint64 // the cut on which it stands
+	Records uint64 // in staging and chain, Rebases included
+	Pages   uint64 // distinct pages that the epoch brings
 	Chain   Hash
 	Flags   CommitFlags
+	Holes   []Extent // pages that the primary could not read, which keep the mirror's content; at most MaxHoles
 }
 
 // CommitFlags are what the source knows of the content that it sent.
@@ -226,8 +234,13 @@ type CommitFlags uint32
 // mixture of states.
 const CommitSourceChanged CommitFlags = 1 << 0
 
+// CommitUnproven: the primary's device may have been written to behind its back, and the comparison that
+// tells is not done yet.
+const CommitUnproven CommitFlags = 1 << 1
+
 // Committed answers when all records are durable and the target's own count and chain were the same.
 type Committed struct {
+	Epoch   uint64
 	Records uint64
 	Chain   Hash
 }

@@ -35,14 +35,28 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		return strings.Repeat("ä€x", n/2)
 	}
 	blockSize := func() uint32 { return MinBlock << r.IntN(9) }
+	id := func() [16]byte { h := hash(); return [16]byte(h[:]) }
+	coin := func() bool { return r.IntN(2) == 0 }
+	// pages are n ranges of whole pages, ascending; the last may end within one.
+	pages := func(n int, short bool) (extents []Extent) {
+		end := int64(0)
+		for i := range n {
+			e := Extent{end + r.Int64N(3)*pageSize, (1 + r.Int64N(100)) * pageSize}
+			end = e.Offset + e.Length
+			if i == n-1 && short {
+				e.Length -= r.Int64N(pageSize)
+			}
+			extents = append(extents, e)
+		}
+		return extents
+	}
 	switch kind {
 	case TypeHello:
-		role, block := Role(1+r.IntN(2)), blockSize()*uint32(r.IntN(2))
+		role, block := Role(1+r.IntN(4)), blockSize()*uint32(r.IntN(2))
 		return &Hello{hash(), text(MaxName), text(MaxName), role, text(MaxName), block}
 	case TypeOpen:
-		id := hash()
 		return &Open{
-			text(MaxName), [16]byte(id[:]), [16]byte(id[16:]), r.Uint64(), blockSize(), r.Int64(), hash(),
+			text(MaxName), id(), id(), r.Uint64(), blockSize(), r.Int64(), hash(),
 			OpenFlags(r.IntN(16)), hashes(r.IntN(MaxDevices + 1)),
 		}
 	case TypeOpened:
@@ -55,7 +69,7 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		return &Refused{Code(1 + r.IntN(math.MaxUint16)), text(MaxText)}
 	case TypeOffer:
 		n, size := 1+r.IntN(MaxOffer), blockSize()
-		return &Offer{r.Uint64(), r.Int64N(1 << 50), uint32(n)*size - uint32(r.IntN(int(size))), hashes(n)}
+		return &Offer{r.Uint64(), r.Int64N(1 << 50), uint32(n)*size - uint32(r.IntN(int(size))), size, hashes(n)}
 	case TypeWant:
 		return &Want{r.Uint64(), []byte(strings.Repeat("w", 1+r.IntN(MaxOffer/8)))}
 	case TypeData:
@@ -77,7 +91,7 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeNak:
 		m := &Nak{}
 		for range 1 + r.IntN(MaxEntries) {
-			m.Entries = append(m.Entries, NakEntry{r.Uint64(), r.Int64(), NakCause(1 + r.IntN(3)), hash()})
+			m.Entries = append(m.Entries, NakEntry{r.Uint64(), r.Int64(), NakCause(1 + r.IntN(4)), hash()})
 		}
 		return m
 	case TypeFlush:
@@ -85,11 +99,17 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeFlushed:
 		return &Flushed{r.Uint64(), r.Int64()}
 	case TypeCommit:
-		return &Commit{r.Uint64(), hash(), CommitFlags(r.IntN(2))}
+		if coin() {
+			return &Commit{Records: r.Uint64(), Chain: hash(), Flags: CommitFlags(r.IntN(4))}
+		}
+		epoch := 1 + r.Uint64N(math.MaxUint64)
+		return &Commit{
+			epoch, r.Uint64N(epoch), r.Uint64(), r.Uint64(), hash(), CommitFlags(r.IntN(4)), pages(r.IntN(MaxHoles+1), true),
+		}
 	case TypeCommitted:
-		return &Committed{r.Uint64(), hash()}
+		return &Committed{r.Uint64(), r.Uint64(), hash()}
 	case TypeDoubt:
-		m := &Doubt{More: r.IntN(2) == 0}
+		m := &Doubt{More: coin()}
 		for range 1 + r.IntN(MaxEntries) {
 			m.Extents = append(m.Extents, Extent{r.Int64N(1 << 62), 1 + r.Int64N(1<<62)})
 		}
@@ -101,9 +121,47 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeWindow:
 		return &Window{r.Uint64()}
 	case TypeHalt:
-		return &Halt{Code(1 + r.IntN(15)), text(MaxText)}
+		return &Halt{Code(1 + r.IntN(int(CodePaused))), text(MaxText)}
 	case TypeBye:
-		return &Bye{Code(1 + r.IntN(2)), text(MaxText)}
+		codes := []Code{CodeDone, CodeStopped, CodeReplaced, CodePaused}
+		return &Bye{codes[r.IntN(len(codes))], text(MaxText)}
+	case TypeAttach:
+		sent := r.Uint64()
+		return &Attach{
+			text(MaxName), id(), Generation{id(), r.Uint64(), id(), r.Uint64()}, 1 + r.Uint64N(1<<63), r.Uint64(), 1 + r.Int64N(1<<62),
+			blockSize(), AttachFlags(r.IntN(2)), sent / 2, sent, hashes(r.IntN(MaxDevices + 1)),
+		}
+	case TypeAttached:
+		m := &Attached{
+			VolumeID: id(), Generation: Generation{id(), r.Uint64(), id(), r.Uint64()}, LastCut: r.Uint64(), Applied: r.Uint64(),
+			Flags: AttachedFlags(r.IntN(32)), MaxOffers: 1 + r.Uint32N(100), Size: r.Int64(), Room: r.Int64(),
+			Window: MaxRun + r.Uint64N(1<<40),
+		}
+		if m.Flags&AttachedBlank != 0 {
+			m.DataEnd = r.Int64N(m.Size + 1)
+		}
+		if coin() {
+			m.StagedIncarnation, m.StagedNumber = r.Uint64(), 1+r.Uint64N(math.MaxUint64)
+			m.StagedBase, m.StagedSeq = r.Uint64N(m.StagedNumber), r.Uint64()
+			m.StagedRecords, m.StagedChain = r.Uint64(), hash()
+		}
+		return m
+	case TypeRebase:
+		base, old := r.Uint64N(1<<40), 1+r.Uint64N(1<<40)
+		switch r.IntN(3) {
+		case 0:
+			return &Rebase{Seq: r.Uint64(), Base: base, New: base + 1 + r.Uint64N(9)}
+		case 1:
+			return &Rebase{Seq: r.Uint64(), Base: base, Old: old}
+		}
+		n, more := r.IntN(MaxEntries+1), coin()
+		return &Rebase{r.Uint64(), base, old, max(base, old) + 1 + r.Uint64N(9), more && n > 0, pages(n, !more)}
+	case TypeSynced:
+		return &Synced{r.Uint64(), r.Uint64(), r.Uint64(), hash()}
+	case TypeBulk:
+		return &Bulk{r.Uint64()}
+	case TypeReport:
+		return &Report{r.Uint64(), r.Uint64(), r.Int64(), r.Int64(), coin(), r.Uint32()}
 	}
 	return nil
 }
@@ -148,11 +206,21 @@ func TestRoundTrip(t *testing.T) {
 // TestBroken lists messages that break a rule. The encoder refuses them, and the decoder where the fields
 // can be said on the wire at all.
 func TestBroken(t *testing.T) {
-	open := func(f func(*Open)) Message { m := *samples()[1].(*Open); f(&m); return &m }
-	opened := func(f func(*Opened)) Message { m := *samples()[2].(*Opened); f(&m); return &m }
-	data := func(f func(*Data)) Message { m := *samples()[6].(*Data); f(&m); return &m }
+	open := func(f func(*Open)) Message { m := *sample(TypeOpen).(*Open); f(&m); return &m }
+	opened := func(f func(*Opened)) Message { m := *sample(TypeOpened).(*Opened); f(&m); return &m }
+	data := func(f func(*Data)) Message { m := *sample(TypeData).(*Data); f(&m); return &m }
+	attach := func(f func(*Attach)) Message { m := *sample(TypeAttach).(*Attach); f(&m); return &m }
+	attached := func(f func(*Attached)) Message { m := *sample(TypeAttached).(*Attached); f(&m); return &m }
+	unstaged := func(f func(*Attached)) Message { m := Attached{Window: MaxRun, MaxOffers: 1}; f(&m); return &m }
+	rebase := func(f func(*Rebase)) Message { m := *sample(TypeRebase).(*Rebase); f(&m); return &m }
+	commit := func(f func(*Commit)) Message { m := *sample(TypeCommit).(*Commit); f(&m); return &m }
+	many := make([]Extent, max(MaxEntries, MaxHoles)+1)
+	for i := range many {
+		many[i] = Extent{int64(i) * pageSize, pageSize}
+	}
 	cases := map[string]Message{
 		"role":            &Hello{},
+		"role 5":          &Hello{Role: 5},
 		"hello block":     &Hello{Role: RoleSource, BlockSize: 5000},
 		"name too long":   &Hello{Role: RoleSource, Name: strings.Repeat("n", MaxName+1)},
 		"name with \\n":   &Hello{Role: RoleSource, Volume: "a\nb"},
@@ -171,11 +239,16 @@ func TestBroken(t *testing.T) {
 		"code 0":          &Refused{0, "text"},
 		"text too long":   &Halt{CodeState, strings.Repeat("t", MaxText+1)},
 		"bye code":        &Bye{CodeBusy, ""},
-		"offer of none":   &Offer{Length: 4096},
-		"offer too many":  &Offer{Length: 4096 * (MaxOffer + 1), Hashes: make([]Hash, MaxOffer+1)},
-		"offer length":    &Offer{Length: 4096, Hashes: make([]Hash, 2)},
-		"offer too long":  &Offer{Length: MaxBlock + 1, Hashes: make([]Hash, 1)},
-		"offer offset":    &Offer{Offset: math.MaxInt64 - 4095, Length: 4096, Hashes: make([]Hash, 1)},
+		"offer of none":   &Offer{Length: 4096, Unit: 4096},
+		"offer too many":  &Offer{Length: 4096 * (MaxOffer + 1), Unit: 4096, Hashes: make([]Hash, MaxOffer+1)},
+		"offer length":    &Offer{Length: 4096, Unit: 4096, Hashes: make([]Hash, 2)},
+		"offer too long":  &Offer{Length: MaxBlock + 1, Unit: MaxBlock, Hashes: make([]Hash, 1)},
+		"offer offset":    &Offer{Offset: math.MaxInt64 - 4095, Length: 4096, Unit: 4096, Hashes: make([]Hash, 1)},
+		"offer unit 0":    &Offer{Length: 4096, Hashes: make([]Hash, 1)},
+		"offer unit":      &Offer{Length: 4096, Unit: 5000, Hashes: make([]Hash, 1)},
+		"offer small":     &Offer{Length: 4096, Unit: 2048, Hashes: make([]Hash, 2)},
+		"offer large":     &Offer{Length: 4096, Unit: 2 * MaxBlock, Hashes: make([]Hash, 1)},
+		"offer of others": &Offer{Length: 8192, Unit: 4096, Hashes: make([]Hash, 1)},
 		"want none":       &Want{},
 		"want too many":   &Want{Bits: make([]byte, MaxOffer/8+1)},
 		"data empty":      data(func(m *Data) { m.RawLength = 0 }),
@@ -196,13 +269,69 @@ func TestBroken(t *testing.T) {
 		"ack level":       &Ack{[]AckEntry{{Level: 5}}},
 		"ack offset":      &Ack{[]AckEntry{{Level: 1, Offset: -1}}},
 		"nak cause":       &Nak{[]NakEntry{{Cause: 0}}},
+		"nak cause 5":     &Nak{[]NakEntry{{Cause: 5}}},
 		"nak offset":      &Nak{[]NakEntry{{Cause: 1, Offset: -1}}},
 		"flush position":  &Flush{Position: -1},
 		"flushed":         &Flushed{Position: -1},
-		"commit flags":    &Commit{Flags: 2},
+		"commit flags":    &Commit{Flags: 4},
+		"sync with base":  &Commit{Base: 1},
+		"sync with pages": &Commit{Pages: 1},
+		"sync with holes": &Commit{Holes: []Extent{{0, 4096}}},
+		"commit base":     commit(func(m *Commit) { m.Base = m.Epoch }),
+		"hole order":      commit(func(m *Commit) { m.Holes = []Extent{{8192, 4096}, {0, 4096}} }),
+		"hole overlap":    commit(func(m *Commit) { m.Holes = []Extent{{0, 8192}, {4096, 4096}} }),
+		"hole in a page":  commit(func(m *Commit) { m.Holes = []Extent{{512, 4096}} }),
+		"hole short":      commit(func(m *Commit) { m.Holes = []Extent{{0, 512}, {4096, 4096}} }),
+		"hole empty":      commit(func(m *Commit) { m.Holes = []Extent{{0, 0}} }),
+		"holes too many":  commit(func(m *Commit) { m.Holes = many[:MaxHoles+1] }),
 		"doubt of none":   &Doubt{},
 		"doubt empty":     &Doubt{Extents: []Extent{{0, 0}}},
 		"doubt end":       &Doubt{Extents: []Extent{{math.MaxInt64, 1}}},
+
+		"attach volume id":   attach(func(m *Attach) { m.VolumeID = [16]byte{} }),
+		"attach generation":  attach(func(m *Attach) { m.Generation.ID = [16]byte{} }),
+		"attach incarnation": attach(func(m *Attach) { m.Incarnation = 0 }),
+		"attach block":       attach(func(m *Attach) { m.BlockSize = 3 << 12 }),
+		"attach size 0":      attach(func(m *Attach) { m.Size = 0 }),
+		"attach size":        attach(func(m *Attach) { m.Size = -1 }),
+		"attach flags":       attach(func(m *Attach) { m.Flags = 2 }),
+		"attach cuts":        attach(func(m *Attach) { m.Committed = m.LastSent + 1 }),
+		"attach devices":     attach(func(m *Attach) { m.Devices = make([]Hash, MaxDevices+1) }),
+		"attach volume":      attach(func(m *Attach) { m.Volume = "a\x7fb" }),
+
+		"attached size":     attached(func(m *Attached) { m.Size, m.DataEnd = -1, 0 }),
+		"attached data end": attached(func(m *Attached) { m.DataEnd = m.Size + 1 }),
+		"attached before 0": attached(func(m *Attached) { m.DataEnd = -1 }),
+		"attached data":     attached(func(m *Attached) { m.Flags &^= AttachedBlank }),
+		"attached room":     attached(func(m *Attached) { m.Room = -1 }),
+		"attached window":   attached(func(m *Attached) { m.Window = MaxRun - 1 }),
+		"attached offers":   attached(func(m *Attached) { m.MaxOffers = 0 }),
+		"attached flags":    attached(func(m *Attached) { m.Flags |= 1 << 5 }),
+		"staged base":       attached(func(m *Attached) { m.StagedBase = m.StagedNumber }),
+		"staged nothing":    attached(func(m *Attached) { m.StagedNumber = 0 }),
+		"staged process":    unstaged(func(m *Attached) { m.StagedIncarnation = 1 }),
+		"staged on a base":  unstaged(func(m *Attached) { m.StagedBase = 1 }),
+		"staged seq":        unstaged(func(m *Attached) { m.StagedSeq = 1 }),
+		"staged records":    unstaged(func(m *Attached) { m.StagedRecords = 1 }),
+		"staged chain":      unstaged(func(m *Attached) { m.StagedChain[31] = 1 }),
+
+		"rebase of nothing":  &Rebase{Seq: 1, Base: 1},
+		"rebase base":        &Rebase{Base: 2, New: 2},
+		"rebase back":        rebase(func(m *Rebase) { m.Old = m.New }),
+		"rebase new, voids":  rebase(func(m *Rebase) { m.Old = 0 }),
+		"rebase drop, voids": rebase(func(m *Rebase) { m.New = 0 }),
+		"rebase more":        rebase(func(m *Rebase) { m.Voids = nil }),
+		"voids too many":     rebase(func(m *Rebase) { m.Voids = many[:MaxEntries+1] }),
+		"void order":         rebase(func(m *Rebase) { m.Voids = []Extent{{8192, 4096}, {0, 4096}} }),
+		"void overlap":       rebase(func(m *Rebase) { m.Voids = []Extent{{0, 8192}, {4096, 4096}} }),
+		"void in a page":     rebase(func(m *Rebase) { m.Voids = []Extent{{512, 4096}} }),
+		"void short":         rebase(func(m *Rebase) { m.More = false; m.Voids = []Extent{{0, 512}, {4096, 4096}} }),
+		"void short, more":   rebase(func(m *Rebase) { m.Voids = []Extent{{0, 512}} }),
+		"void before 0":      rebase(func(m *Rebase) { m.Voids = []Extent{{-4096, 4096}} }),
+		"void end":           rebase(func(m *Rebase) { m.Voids = []Extent{{math.MaxInt64 - 4095, 8192}} }),
+
+		"report room":   &Report{Room: -1},
+		"report staged": &Report{Staged: -1},
 	}
 	for name, m := range cases {
 		if _, err := appendFrame(nil, m); !errors.Is(err, ErrProtocol) {
@@ -222,12 +351,78 @@ func TestBroken(t *testing.T) {
 	}
 }
 
+// TestBits: a byte that is a yes or no is nothing else.
+func TestBits(t *testing.T) {
+	for kind, at := range map[Type]int{TypeDoubt: 0, TypeRebase: 32, TypeReport: 32} {
+		meta := appendMeta(nil, sample(kind))
+		h := header{kind: kind, meta: uint32(len(meta))}
+		if meta[at] != 1 {
+			t.Fatalf("%v: byte %d is %d, want 1", kind, at, meta[at])
+		}
+		for v, want := range map[byte]bool{0: true, 1: true, 2: false, 255: false} {
+			meta[at] = v
+			if _, err := decodeMeta(h, meta); (err == nil) != want || err != nil && !errors.Is(err, ErrProtocol) {
+				t.Errorf("%v with byte %d = %d: %v", kind, at, v, err)
+			}
+		}
+	}
+}
+
+// TestRebaseFrames: a Rebase of any number of voids comes out of its frames as it was, whatever the receiver
+// does with its copy, and frames that do not belong together are refused.
+func TestRebaseFrames(t *testing.T) {
+	for _, n := range []int{0, 1, MaxEntries - 1, MaxEntries, MaxEntries + 1, 3 * MaxEntries, 3*MaxEntries + 7} {
+		whole := &Rebase{Seq: 9, Base: 1, Old: 2, New: 3}
+		for i := range n {
+			whole.Voids = append(whole.Voids, Extent{int64(2*i) * pageSize, pageSize})
+		}
+		frames := whole.Frames()
+		if want := max(1, (n+MaxEntries-1)/MaxEntries); len(frames) != want {
+			t.Errorf("%d voids make %d frames, want %d", n, len(frames), want)
+		}
+		var got *Rebase
+		for _, m := range frames {
+			if _, err := appendFrame(nil, m); err != nil {
+				t.Fatalf("%d voids: %v", n, err)
+			}
+			if f := m.(*Rebase); got == nil {
+				got = f
+			} else if err := got.Join(f); err != nil {
+				t.Fatalf("%d voids: %v", n, err)
+			}
+		}
+		if !reflect.DeepEqual(got, whole) {
+			t.Errorf("%d voids come out as %d, more %v", n, len(got.Voids), got.More)
+		}
+	}
+	first := func() *Rebase {
+		return &Rebase{Seq: 9, Base: 1, Old: 2, New: 3, More: true, Voids: []Extent{{0, 8192}}}
+	}
+	for name, edit := range map[string]func(first, next *Rebase){
+		"no more":    func(first, next *Rebase) { first.More = false },
+		"seq":        func(first, next *Rebase) { next.Seq++ },
+		"base":       func(first, next *Rebase) { next.Base++ },
+		"old":        func(first, next *Rebase) { next.Old++ },
+		"new":        func(first, next *Rebase) { next.New++ },
+		"no voids":   func(first, next *Rebase) { next.Voids = nil },
+		"overlapped": func(first, next *Rebase) { next.Voids = []Extent{{4096, 4096}} },
+	} {
+		m, next := first(), &Rebase{Seq: 9, Base: 1, Old: 2, New: 3, Voids: []Extent{{8192, 4096}}}
+		edit(m, next)
+		before := *m
+		if err := m.Join(next); !errors.Is(err, ErrProtocol) || !reflect.DeepEqual(*m, before) {
+			t.Errorf("%s: %v, and %+v is left", name, err, m)
+		}
+	}
+}
+
 // TestReserved sets each byte that the diagrams call reserved.
 func TestReserved(t *testing.T) {
 	reserved := map[Type][]int{
-		TypeHello: {37, 38, 39, 46, 47}, TypeOpen: {92, 93, 94, 95}, TypeOffer: {20, 21, 22, 23},
+		TypeHello: {37, 38, 39, 46, 47}, TypeOpen: {92, 93, 94, 95},
 		TypeData: {33, 34, 35, 36, 37, 38, 39}, TypeZero: {36, 37, 38, 39}, TypeAck: {17, 18, 19, 20, 21, 22, 23, 56 + 17},
-		TypeNak: {17, 18, 19, 20, 21, 22, 23}, TypeCommit: {44, 45, 46, 47}, TypeDoubt: {1, 2, 3, 4, 5, 6, 7},
+		TypeNak: {17, 18, 19, 20, 21, 22, 23}, TypeCommit: {68, 69, 70, 71}, TypeDoubt: {1, 2, 3, 4, 5, 6, 7},
+		TypeAttach: {116, 117, 118, 119}, TypeRebase: {33, 34, 35, 36, 37, 38, 39}, TypeReport: {33, 34, 35},
 	}
 	for _, m := range samples() {
 		for _, at := range reserved[m.Type()] {

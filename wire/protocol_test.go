@@ -22,18 +22,18 @@ func TestProtocolPage(t *testing.T) {
 	_, example, _ := strings.Cut(page, "## A frame in bytes")
 	_, example, _ = strings.Cut(example, "```text\n")
 	example, _, _ = strings.Cut(example, "```")
-	if got, want := undump(t, example), frame(t, samples()[6]); !bytes.Equal(got, want) {
+	if got, want := undump(t, example), frame(t, sample(TypeData)); !bytes.Equal(got, want) {
 		t.Errorf("the example is %x, the encoder makes %x", got, want)
 	}
 	for _, row := range regexp.MustCompile("(?m)^\\| (\\d+) \\| `([0-9a-f ]+)` \\|").FindAllStringSubmatch(page, -1) {
 		var at int
 		fmt.Sscan(row[1], &at)
-		want := fmt.Sprintf("% x", frame(t, samples()[6])[at:])
+		want := fmt.Sprintf("% x", frame(t, sample(TypeData))[at:])
 		if !strings.HasPrefix(want, row[2]) {
 			t.Errorf("the example's row at %d is %s", at, row[2])
 		}
 	}
-	for _, name := range []string{"frame.go", "encode.go", "codec.go"} {
+	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "codec.go"} {
 		for _, d := range drawings(t, name) {
 			if !strings.Contains(page, d) {
 				t.Errorf("a drawing of %s is not on the page:\n%s", name, d)
@@ -71,7 +71,8 @@ func typeRows() (rows []string) {
 		TypeHello: "both", TypeOpen: "source", TypeOpened: "target", TypeRefused: "both", TypeOffer: "source", TypeWant: "target",
 		TypeData: "source", TypeZero: "source", TypeAck: "target", TypeNak: "target", TypeFlush: "source", TypeFlushed: "target",
 		TypeCommit: "source", TypeCommitted: "target", TypeDoubt: "target", TypePing: "both", TypePong: "both", TypeWindow: "target",
-		TypeHalt: "both", TypeBye: "both",
+		TypeHalt: "both", TypeBye: "both", TypeRebase: "primary", TypeAttach: "primary", TypeAttached: "mirror",
+		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
@@ -102,8 +103,9 @@ func limitRows() (rows []string) {
 		{"MaxBlock: a block, and the raw payload of one Data", MaxBlock},
 		{"MaxRun: a run of Data, raw", MaxRun},
 		{"MaxOffer: hashes in one Offer", MaxOffer},
-		{"MaxEntries: entries in one Ack or Nak, extents in one Doubt", MaxEntries},
-		{"MaxDevices: devices in one Open", MaxDevices},
+		{"MaxEntries: entries in one Ack or Nak, extents in one Doubt or Rebase", MaxEntries},
+		{"MaxHoles: extents of holes in one Commit", MaxHoles},
+		{"MaxDevices: devices in one Open or Attach", MaxDevices},
 		{"MaxZeroExtent: bytes that one Zero covers", MaxZeroExtent},
 	} {
 		rows = append(rows, fmt.Sprintf("| %s | %d |", l.what, l.limit))

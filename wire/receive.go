@@ -95,10 +95,10 @@ func (c *Conn) ReadPayload(dst []byte) error {
 // in a moment. What is still on its way is read and thrown away meanwhile: closing with unread data
 // would reset the connection, and destroy the protest before it is read.
 func (c *Conn) protest(err error) {
-	if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrCorrupt) || !c.out.TryLock() {
+	if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrCorrupt) || !c.out.tryTake() {
 		return // no blkmirror, or nobody there, or a Send is under way and may be for long
 	}
-	defer c.out.Unlock()
+	defer c.out.give()
 	var last Message = &Refused{Code: CodeOf(err), Text: CleanText(err.Error())}
 	if c.live.established.Load() {
 		last = &Halt{Code: CodeOf(err), Text: CleanText(err.Error())}

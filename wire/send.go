@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -12,11 +13,16 @@ import (
 // or with the error that ended the connection. No message is looked at and no payload referred to after
 // it has returned.
 //
+// One call writes at a time. A call whose messages cost nothing (see Cost) goes before all others that
+// still wait, so it is held up by the one that is being written alone: a call should carry no more than a
+// run. What has to come behind certain Data or Zero (a Commit, say) is to be sent when their Send has
+// returned.
+//
 // A message that breaks a rule, or a run of Data that is not whole within the call, is the caller's
 // fault: nothing of the call is written, the connection stands, and the error wraps ErrProtocol.
 func (c *Conn) Send(ms ...Message) error {
-	c.out.Lock()
-	defer c.out.Unlock()
+	c.out.take(slices.ContainsFunc(ms, costs))
+	defer c.out.give()
 	if err := c.Err(); err != nil {
 		return err
 	}
@@ -28,6 +34,8 @@ func (c *Conn) Send(ms ...Message) error {
 	clear(c.out.vector)
 	return err
 }
+
+func costs(m Message) bool { return Cost(m) > 0 }
 
 // sendControl is Send for Ping and Pong, whose bytes are no sign of life.
 func (c *Conn) sendControl(ms ...Message) error {

@@ -14,7 +14,7 @@ func TestCost(t *testing.T) {
 		want int64
 	}{
 		{&Data{RawLength: 1}, 4096}, {&Data{RawLength: 4096}, 4096}, {&Data{RawLength: 4097}, 8192},
-		{&Data{RawLength: MaxBlock}, MaxBlock}, {&Zero{Length: MaxZeroExtent}, 4096}, {&Ack{}, 0}, {&Flush{}, 0},
+		{&Data{RawLength: MaxBlock}, MaxBlock}, {&Zero{Length: MaxZeroExtent}, 4096}, {&Ack{}, 0}, {&Flush{}, 0}, {&Rebase{}, 0}, {&Offer{}, 0},
 	} {
 		if got := Cost(c.m); got != c.want {
 			t.Errorf("Cost(%+v) = %d, want %d", c.m, got, c.want)

@@ -22,11 +22,13 @@ const (
 	OpWrite
 	OpTruncate
 	OpSync
+	OpAllocate
+	OpPunch
 	opKinds
 )
 
 var opNames = [opKinds]string{"any", "create", "open", "rename", "remove", "mkdir", "readdir", "syncdir",
-	"read", "write", "truncate", "sync"}
+	"read", "write", "truncate", "sync", "allocate", "punch"}
 
 func (o Op) String() string { return opNames[o] }
 

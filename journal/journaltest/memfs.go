@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/blkmirror/blkmirror/journal"
 )
@@ -32,6 +33,7 @@ type MemFS struct {
 	dirs   map[string]bool     // folders are durable at once
 	undone []nameOp            // changes of names since, in order, not made durable by SyncDir
 	faults faults
+	limit  int64 // bytes of all files together; 0: none
 }
 
 // memFile is a file's content; both views of the names share it.
@@ -301,6 +303,37 @@ func (m *MemFS) SyncDir(path string) error {
 	return nil
 }
 
+// Limit sets how many bytes all files together may have; 0: any number. What would grow a file beyond it
+// fails with syscall.ENOSPC and changes nothing.
+func (m *MemFS) Limit(bytes int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.limit = bytes
+}
+
+// Used is how many bytes all files together have.
+func (m *MemFS) Used() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.usedLocked()
+}
+
+func (m *MemFS) usedLocked() (sum int64) {
+	for _, f := range m.names {
+		sum += int64(len(f.data))
+	}
+	return sum
+}
+
+// growLocked says whether a file may get this size.
+func (m *MemFS) growLocked(h *handle, size int64) error {
+	grow := size - int64(len(h.f.data))
+	if m.limit > 0 && grow > 0 && m.usedLocked()+grow > m.limit {
+		return &fs.PathError{Op: "grow", Path: h.path, Err: syscall.ENOSPC}
+	}
+	return nil
+}
+
 func inDir(path, dir string) bool { return path != "" && filepath.Dir(path) == dir }
 
 // Read returns the content of a file as programs see it.
@@ -366,6 +399,9 @@ func (h *handle) WriteAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		p = p[:len(p)/2]
 	}
+	if err := h.m.growLocked(h, off+int64(len(p))); err != nil {
+		return 0, err
+	}
 	if len(p) > 0 {
 		h.changeLocked(dataOp{off, slices.Clone(p)})
 	}
@@ -381,7 +417,41 @@ func (h *handle) Truncate(size int64) error {
 	if err := h.m.faults.next(OpTruncate, h.path); err != nil {
 		return err
 	}
+	if err := h.m.growLocked(h, size); err != nil {
+		return err
+	}
 	h.changeLocked(dataOp{off: size})
+	return nil
+}
+
+// Allocate is journal.Allocator.
+func (h *handle) Allocate(size int64) error {
+	h.m.mu.Lock()
+	defer h.m.mu.Unlock()
+	if err := h.m.faults.next(OpAllocate, h.path); err != nil {
+		return err
+	}
+	if size <= int64(len(h.f.data)) {
+		return nil
+	}
+	if err := h.m.growLocked(h, size); err != nil {
+		return err
+	}
+	h.changeLocked(dataOp{off: size})
+	return nil
+}
+
+// Punch is journal.Puncher. Limit counts the room as still taken.
+func (h *handle) Punch(off, n int64) error {
+	h.m.mu.Lock()
+	defer h.m.mu.Unlock()
+	if err := h.m.faults.next(OpPunch, h.path); err != nil {
+		return err
+	}
+	n = min(n, int64(len(h.f.data))-off)
+	if n > 0 {
+		h.changeLocked(dataOp{off, make([]byte, n)})
+	}
 	return nil
 }
 

@@ -1,0 +1,266 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/blkmirror/blkmirror/engine"
+)
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfigErrorsNameLineAndKey(t *testing.T) {
+	volume := func(lines ...string) string { return "[volume.a]\npath = 'p'\n" + strings.Join(lines, "\n") + "\n" }
+	mirror := func(lines ...string) string {
+		return volume(append([]string{"[[volume.a.mirror]]", "address = '127.0.0.1:1'", "[[volume.a.mirror]]"}, lines...)...)
+	}
+	tests := []struct{ name, text, says string }{
+		{"unknown key", "state = 's'\n\nlisten_ = 'l'\n", `line 3: unknown key "listen_"`},
+		{"unknown key in a volume", volume("size = 5"), `line 3: unknown key "volume.a.size"`},
+		{"unknown table", "[volumes]\na = 'p'\n", `line 1: unknown key "volumes"`},
+		{"state is a number", "\nstate = 5\n", "line 2: state: must be a text"},
+		{"insecure is a text", "state = 's'\ninsecure = 'yes'\n", "line 2: insecure: must be true or false"},
+		{"volume is no table", "volume = 'x'\n", "line 1: volume: must be tables [volume.NAME]"},
+		{"a volume is no table", "[volume]\na = 'x'\n", "line 2: volume.a: must be a table"},
+		{"syntax", "state = \n", "line 1"},
+		{"key twice", "state = 's'\nstate = 't'\n", "line 2"},
+		{"no path", "state = 's'\n[volume.a]\n", "line 2: [volume.a] has no path"},
+		{"empty path", "[volume.a]\npath = ''\n", "line 2: volume.a.path"},
+		{"bad name", "[volume.'a/b']\npath = 'p'\n", `line 1: volume name "a/b" must be`},
+		{"path is a number", "[volume.a]\npath = 5\n", "line 2: volume.a.path: must be a text"},
+		{"export", volume("", "export = '/run/x'"), `line 4: volume.a.export: "/run/x": give unix:PATH or tcp:HOST:PORT`},
+		{"export to the world", volume("export = 'tcp:192.0.2.1:1'"), "line 3: volume.a.export"},
+		{"role", volume("role = 'master'"), "line 3: volume.a.role: \"master\": give primary or mirror"},
+		{"interval", volume("interval = '1'"), "line 3: volume.a.interval"},
+		{"interval as a number", volume("interval = 5"), "line 3: volume.a.interval"},
+		{"interval as a truth", volume("interval = true"), "line 3: volume.a.interval: must be a text"},
+		{"mode", volume("mode = 'sync'"), "line 3: volume.a.mode: \"sync\": sync is not built yet"},
+		{"max_lag", volume("max_lag = 'x'"), "line 3: volume.a.max_lag"},
+		{"block_size", volume("block_size = 5000"), "line 3: volume.a.block_size: \"5000\": give a power of two"},
+		{"on_staging_full", volume("on_staging_full = 'x'"), "line 3: volume.a.on_staging_full"},
+		{"on_reboot", volume("on_reboot = 'x'"), "line 3: volume.a.on_reboot"},
+		{"staging_limit", volume("staging_limit = '10 miles'"), "line 3: volume.a.staging_limit"},
+		{"mirror as a text", volume("mirror = '127.0.0.1:1'"), "line 3: volume.a.mirror: must be tables [[volume.a.mirror]]"},
+		{"mirror without address", mirror("name = 'x'"), "line 5: volume.a.mirror: has no address"},
+		{"mirror with unknown key", mirror("addr = 'x'"), `line 6: unknown key "volume.a.mirror.addr"`},
+		{"mirror with a number", mirror("address = 5"), "line 6: volume.a.mirror.address: must be a text"},
+		{"mirror with a bad name", mirror("name = 'a b'"), "line 6: volume.a.mirror.name: \"a b\" must be"},
+		{"mirror with a bad address", mirror("", "address = 'x'"), "line 7: volume.a.mirror.address: \"x\" is not HOST:PORT"},
+		{"mirror in the world", mirror("address = '192.0.2.1:1'"), "line 6: volume.a.mirror.address"},
+		{"mirror twice", mirror("name = 'x'", "address = '127.0.0.1:1'"), "line 7: volume.a.mirror.address: mirror x is given twice"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			path := writeConfig(t, test.text)
+			_, err := loadConfig(path)
+			if err == nil || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), path) {
+				t.Errorf("says %v, not %q", err, test.says)
+			}
+			if exitCode(err) != exitUsage {
+				t.Errorf("exit %d", exitCode(err))
+			}
+		})
+	}
+	if _, err := loadConfig("/does/not/exist"); exitCode(err) != exitUsage {
+		t.Error(err)
+	}
+}
+
+func TestConfigHoldsAllThereIs(t *testing.T) {
+	got, err := loadConfig(writeConfig(t, `
+state = 's'
+listen = 'l'
+control = 'c'
+insecure = true
+[volume.all]
+path = 'p'
+role = 'primary'
+export = 'unix:/run/x'
+interval = '10ms'
+mode = 'async'
+max_lag = '5m'
+block_size = '128KiB'
+on_staging_full = 'bulk'
+on_reboot = 'trust'
+staging_limit = '10GiB'
+[[volume.all.mirror]]
+address = '127.0.0.1:1'
+[[volume.all.mirror]]
+name = 'east'
+address = '[::1]:2'
+[volume.numbers]
+path = 'q'
+interval = 0
+block_size = 4096
+staging_limit = 1000000000
+[volume.plain]
+path = 'r'
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{state: "s", listen: "l", control: "c", insecure: true, volumes: map[string]engine.VolumeConfig{
+		"all": {Path: "p", Role: "primary", Export: "unix:/run/x", Interval: 10 * time.Millisecond, MaxLag: 5 * time.Minute, BlockSize: 128 << 10,
+			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30,
+			Mirrors: []engine.MirrorConfig{{Name: "127.0.0.1:1", Address: "127.0.0.1:1"}, {Name: "east", Address: "[::1]:2"}}},
+		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare"},
+		"plain":   {Path: "r", Interval: time.Second, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare"},
+	}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{})); diff != "" {
+		t.Error(diff)
+	}
+	if empty, err := loadConfig(writeConfig(t, "")); err != nil || len(empty.volumes) != 0 {
+		t.Error(empty, err)
+	}
+}
+
+// parseServe reads flags as the command does.
+func parseServe(t *testing.T, f serveFlags, flags ...string) serveFlags {
+	t.Helper()
+	for i := 0; i < len(flags); i += 2 {
+		for _, s := range volumeSettings {
+			if "--"+s.flag == flags[i] {
+				if err := (&volumeFlag{s, &f.volumes}).Set(flags[i+1]); err != nil {
+					t.Fatal(flags[i], err)
+				}
+			}
+		}
+	}
+	return f
+}
+
+// Whatever the file can say of a volume, flags can.
+func TestFlagsSayTheSameAsTheFile(t *testing.T) {
+	file := serveFlags{state: "s", insecure: true, insecureSet: true, config: writeConfig(t, `
+[volume.a]
+path = 'p,=q'
+role = 'mirror'
+export = 'tcp:127.0.0.1:1'
+interval = '0'
+mode = 'async'
+max_lag = '5m'
+block_size = '4K'
+on_staging_full = 'bulk'
+on_reboot = 'trust'
+staging_limit = '1G'
+[[volume.a.mirror]]
+address = '127.0.0.1:1'
+[[volume.a.mirror]]
+address = '127.0.0.1:2'
+`)}
+	flags := parseServe(t, serveFlags{state: "s", insecure: true, insecureSet: true}, "--mirror", "a=127.0.0.1:1", "--volume", "a=p,=q", "--role", "a=mirror",
+		"--export", "a=tcp:127.0.0.1:1", "--interval", "a=0", "--mode", "a=async", "--max-lag", "a=5m", "--block-size", "a=4K",
+		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--mirror", "a=127.0.0.1:2")
+	if len(flags.volumes) != len(volumeSettings)+1 {
+		t.Errorf("%d of %d settings are compared", len(flags.volumes)-1, len(volumeSettings))
+	}
+	fromFile, err := file.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromFlags, err := flags.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(fromFile.Volumes, fromFlags.Volumes); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFlagsOverrideConfig(t *testing.T) {
+	path := writeConfig(t, `
+state='s'
+listen='l'
+insecure=false
+[volume.a]
+path='p'
+[volume.b]
+path='q'
+interval='5s'
+[[volume.b.mirror]]
+address='127.0.0.1:1'
+`)
+	f := parseServe(t, serveFlags{config: path, listen: "m", insecure: true, insecureSet: true}, "--volume", "b=r,=s", "--max-lag", "b=2m",
+		"--mirror", "b=127.0.0.1:2", "--mirror", "b=127.0.0.1:3", "--volume", "c=t")
+	got, err := f.options()
+	a, b, c := newVolume(), newVolume(), newVolume()
+	a.Path, b.Path, c.Path = "p", "r,=s", "t"
+	b.Interval, b.MaxLag = 5*time.Second, 2*time.Minute
+	b.Mirrors = []engine.MirrorConfig{{Name: "127.0.0.1:2", Address: "127.0.0.1:2"}, {Name: "127.0.0.1:3", Address: "127.0.0.1:3"}}
+	want := engine.ServerOptions{StateDir: "s", Listen: "m", Insecure: true, Volumes: map[string]engine.VolumeConfig{"a": a, "b": b, "c": c}}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	f.insecureSet = false
+	if _, err := f.options(); exitCode(err) != exitUsage {
+		t.Errorf("insecure = false: %v", err)
+	}
+	f = parseServe(t, serveFlags{config: path, insecure: true, insecureSet: true}, "--export", "x=unix:y")
+	if _, err := f.options(); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "volume x") {
+		t.Errorf("a volume that nobody named: %v", err)
+	}
+}
+
+func TestSIGHUPReadsTheConfigAgain(t *testing.T) {
+	path := writeConfig(t, "insecure = true\nstate = 's'\n[volume.a]\npath = 'p'\n")
+	f := serveFlags{config: path}
+	now, err := f.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(chan string, 10)
+	now.Log = func(text string) { said <- text }
+	hangup, reload := make(chan os.Signal), make(chan map[string]engine.VolumeConfig, 1)
+	ended := make(chan struct{})
+	go func() { defer close(ended); f.routineReload(t.Context(), now, hangup, reload) }()
+	t.Cleanup(func() { <-ended })
+
+	again := func(text string) string {
+		t.Helper()
+		os.WriteFile(path, []byte(text), 0o600)
+		hangup <- syscall.SIGHUP
+		return <-said
+	}
+	if text := again("insecure = true\nstate = 's'\n[volume.a]\npath = 'p'\nspeed = 1\n"); !strings.Contains(text, `line 5: unknown key "volume.a.speed"`) {
+		t.Errorf("a wrong file: %s", text)
+	}
+	select {
+	case got := <-reload:
+		t.Errorf("a wrong file changes %v", got)
+	default:
+	}
+	if text := again("insecure = true\nstate = 's'\n[volume.a]\npath = 'p'\ninterval = '5s'\n"); !strings.Contains(text, "again") {
+		t.Error(text)
+	}
+	// Not taken yet, and out of date by then.
+	if text := again("insecure = true\nstate = 'other'\n[volume.a]\npath = 'p'\ninterval = '6s'\n"); !strings.Contains(text, "again") {
+		t.Error(text)
+	}
+	if text := <-said; !strings.Contains(text, "new start") {
+		t.Error(text)
+	}
+	if text := again("\n"); !strings.Contains(text, "no volume given") {
+		t.Error(text)
+	}
+	if got := <-reload; got["a"].Interval != 6*time.Second || len(got) != 1 {
+		t.Errorf("%v", got)
+	}
+	f.config = ""
+	hangup <- syscall.SIGHUP
+	if text := <-said; !strings.Contains(text, "no --config") {
+		t.Error(text)
+	}
+}

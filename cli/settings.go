@@ -1,0 +1,207 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/blkmirror/blkmirror/engine"
+)
+
+// setting is one thing that can be said of a volume: by a flag --flag VOLUME=VALUE, or by a key in the
+// table [volume.VOLUME] of the config file. So the two cannot but say the same things.
+type setting struct {
+	key, flag string
+	value     string // what the value is called in the help
+	usage     string
+	many      bool // may be said several times of one volume
+	number    bool // in the file, a number without quotes will do
+	set       func(*engine.VolumeConfig, string) error
+}
+
+var volumeSettings = []*setting{
+	{key: "path", flag: "volume", value: "PATH", usage: "offer a device or an image as a volume", set: setPath},
+	{key: "export", flag: "export", value: "unix:PATH|tcp:ADDR", usage: "let clients use the volume as a disk (NBD), there", set: setExport},
+	{key: "mirror", flag: "mirror", value: "HOST:PORT", usage: "keep a copy of the volume there; may be repeated for further copies", many: true, set: setMirror},
+	{key: "role", flag: "role", value: "primary|mirror", usage: "what a new volume is (default: primary with an export or a mirror, else mirror)", set: setRole},
+	{key: "interval", flag: "interval", value: "TIME", usage: "time between cuts, 10ms to 24h; 0: always the next (default 1s)", number: true, set: setInterval},
+	{key: "mode", flag: "mode", value: "async", usage: "answer writes when they are here (sync is not built yet)", set: setMode},
+	{key: "max_lag", flag: "max-lag", value: "TIME", usage: "a mirror further behind is told as lagging (default 1m)", set: setMaxLag},
+	{key: "block_size", flag: "block-size", value: "BYTES", usage: "hash blocks of that size, 4K to 1M; of a new volume (default 64K)", number: true, set: setBlockSize},
+	{key: "on_staging_full", flag: "on-staging-full", value: "hold|bulk", usage: "a mirror without room keeps its last cut, or is overwritten in place (default hold)", set: setOnStagingFull},
+	{key: "on_reboot", flag: "on-reboot", value: "compare|trust", usage: "whether a disk is compared with its index after a reboot (default compare)", set: setOnReboot},
+	{key: "staging_limit", flag: "staging-limit", value: "BYTES", usage: "room for staging at a mirror (default 80 % of what is free)", number: true, set: setStagingLimit},
+}
+
+// newVolume is a volume of which nothing was said yet. What is zero in it is for the engine to choose.
+func newVolume() engine.VolumeConfig {
+	return engine.VolumeConfig{Interval: engine.DefaultInterval, MaxLag: engine.DefaultMaxLag, OnStagingFull: "hold", OnReboot: "compare"}
+}
+
+func findSetting(key string) *setting {
+	i := slices.IndexFunc(volumeSettings, func(s *setting) bool { return s.key == key })
+	if i < 0 {
+		return nil
+	}
+	return volumeSettings[i]
+}
+
+func setPath(c *engine.VolumeConfig, text string) error {
+	if text == "" {
+		return errors.New("give a path")
+	}
+	c.Path = text
+	return nil
+}
+
+func setExport(c *engine.VolumeConfig, text string) error {
+	c.Export = text
+	return engine.CheckExport(text)
+}
+
+// setMirror takes the address for the mirror's name.
+func setMirror(c *engine.VolumeConfig, text string) error {
+	return addMirror(c, engine.MirrorConfig{Name: text, Address: text})
+}
+
+func addMirror(c *engine.VolumeConfig, m engine.MirrorConfig) error {
+	for _, other := range c.Mirrors {
+		if other.Name == m.Name || other.Address == m.Address {
+			return fmt.Errorf("mirror %s is given twice", m.Name)
+		}
+	}
+	c.Mirrors = append(c.Mirrors, m)
+	return engine.CheckPeer(m.Address)
+}
+
+func setRole(c *engine.VolumeConfig, text string) error {
+	c.Role = text
+	return oneOf(text, "primary", "mirror")
+}
+
+func setMode(_ *engine.VolumeConfig, text string) error {
+	if text == "sync" {
+		return errors.New("sync is not built yet; async is what there is")
+	}
+	return oneOf(text, "async")
+}
+
+func setOnStagingFull(c *engine.VolumeConfig, text string) error {
+	c.OnStagingFull = text
+	return oneOf(text, "hold", "bulk")
+}
+
+func setOnReboot(c *engine.VolumeConfig, text string) error {
+	c.OnReboot = text
+	return oneOf(text, "compare", "trust")
+}
+
+func oneOf(text string, words ...string) error {
+	if slices.Contains(words, text) {
+		return nil
+	}
+	return errors.New("give " + strings.Join(words, " or "))
+}
+
+func setInterval(c *engine.VolumeConfig, text string) error {
+	d, err := time.ParseDuration(text)
+	if err != nil || d != 0 && (d < engine.MinInterval || d > engine.MaxInterval) {
+		return fmt.Errorf("give 0, or a time from %v to %v such as 500ms", engine.MinInterval, engine.MaxInterval)
+	}
+	c.Interval = d
+	return nil
+}
+
+func setMaxLag(c *engine.VolumeConfig, text string) error {
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return errors.New("give a time such as 90s")
+	}
+	c.MaxLag = d
+	return nil
+}
+
+func setBlockSize(c *engine.VolumeConfig, text string) error {
+	var b blockSize
+	err := b.Set(text)
+	c.BlockSize = int(b.size)
+	return err
+}
+
+func setStagingLimit(c *engine.VolumeConfig, text string) error {
+	n, err := parseSize(text)
+	if err == nil && n == 0 {
+		err = errors.New("nothing could be staged; leave it away for no limit but that of the disk")
+	}
+	c.StagingLimit = n
+	return err
+}
+
+// said is a setting as it was given on the command line.
+type said struct {
+	*setting
+	volume, text string
+}
+
+// volumeFlag is the flag of a setting. Values may hold commas and further equals signs.
+type volumeFlag struct {
+	setting *setting
+	all     *[]said // of all these flags, in their order
+}
+
+func (f *volumeFlag) String() string { return "" }
+
+func (f *volumeFlag) Set(text string) error {
+	volume, value, ok := strings.Cut(text, "=")
+	if !ok || volume == "" || value == "" {
+		return errors.New("give NAME=" + f.setting.value)
+	}
+	if err := engine.CheckVolumeName(volume); err != nil {
+		return errors.Unwrap(err)
+	}
+	for _, s := range *f.all {
+		if s.setting == f.setting && s.volume == volume && (!f.setting.many || s.text == value) {
+			return fmt.Errorf("it is given twice for volume %s", volume)
+		}
+	}
+	*f.all = append(*f.all, said{f.setting, volume, value})
+	return f.setting.set(new(engine.VolumeConfig), value)
+}
+
+func volumeFlags(all *[]said) []cli.Flag {
+	var flags []cli.Flag
+	for _, s := range volumeSettings {
+		flags = append(flags, &cli.GenericFlag{Name: s.flag, Value: &volumeFlag{s, all}, Usage: "`NAME=" + s.value + "`: " + s.usage})
+	}
+	return flags
+}
+
+// applySaid puts what flags say over what the file says. The mirrors that flags name replace the file's.
+func applySaid(volumes map[string]engine.VolumeConfig, all []said) error {
+	for _, s := range all {
+		if s.key == "path" {
+			if _, ok := volumes[s.volume]; !ok {
+				volumes[s.volume] = newVolume()
+			}
+		}
+	}
+	replaced := map[string]bool{}
+	for _, s := range all {
+		c, ok := volumes[s.volume]
+		if !ok {
+			return usageError{command: "serve", text: fmt.Sprintf("--%s is given for volume %s, which has no --volume %s=PATH", s.flag, s.volume, s.volume)}
+		}
+		if s.key == "mirror" && !replaced[s.volume] {
+			replaced[s.volume], c.Mirrors = true, nil
+		}
+		if err := s.set(&c, s.text); err != nil {
+			return usageError{command: "serve", text: fmt.Sprintf("--%s %s=%s: %v", s.flag, s.volume, s.text, err)}
+		}
+		volumes[s.volume] = c
+	}
+	return nil
+}

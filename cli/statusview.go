@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/blkmirror/blkmirror/engine"
+)
+
+// printStatus writes a status for people.
+func printStatus(w io.Writer, s engine.Status, now time.Time) {
+	fmt.Fprintf(w, "node %s, %s %s, listening on %s\n\n", firstOf(s.Node.Name, s.Node.ID), name, s.Node.Version, s.Listen)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "VOLUME\tSTATE\tROLE\tSIZE\tEPOCH\tDEVICE")
+	for _, v := range s.Volumes {
+		epoch := "-"
+		if isLive(v) {
+			epoch = fmt.Sprint(v.Epoch)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.State, v.Role, formatBytes(v.Size), epoch, v.Device)
+	}
+	t.Flush()
+	for _, v := range s.Volumes {
+		printTrouble(w, v)
+		if isLive(v) {
+			printLive(w, v, now)
+		}
+		for _, c := range v.Sessions {
+			printSession(w, v, c)
+		}
+	}
+}
+
+func isLive(v engine.VolumeStatus) bool { return v.Role == "primary" || v.Role == "mirror" }
+
+func printTrouble(w io.Writer, v engine.VolumeStatus) {
+	if v.Error != "" {
+		fmt.Fprintf(w, "\n%s: %s\n", v.Name, v.Error)
+		printNext(w, v.Next)
+	}
+	if r := v.ReadOnly; r != nil {
+		fmt.Fprintf(w, "\n%s: read-only since %s: %s", v.Name, r.Since, r.Reason)
+		if len(r.Blocks) > 0 {
+			fmt.Fprintf(w, " (%d blocks, the first is %d)", len(r.Blocks), r.Blocks[0])
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+func printNext(w io.Writer, next string) {
+	if next != "" {
+		fmt.Fprintf(w, "  next: %s\n", next)
+	}
+}
+
+// printLive writes what is known of a volume with a role, and of those that it has to do with.
+func printLive(w io.Writer, v engine.VolumeStatus, now time.Time) {
+	peers, what := v.Mirrors, "MIRROR"
+	if v.Role == "mirror" {
+		peers, what = nil, "PRIMARY"
+		if v.Primary != nil {
+			peers = append(peers, *v.Primary)
+		}
+	}
+	fmt.Fprintf(w, "\n%s:", v.Name)
+	if v.Export != "" {
+		fmt.Fprintf(w, " export %s,", v.Export)
+	}
+	if v.Role == "primary" {
+		fmt.Fprintf(w, " %s, read %s, written %s", firstOf(v.Mode, "async"), formatBytes(v.ReadBytes), formatBytes(v.WrittenBytes))
+	} else {
+		fmt.Fprintf(w, " holds cut %d", v.Epoch)
+	}
+	if v.DeviceErrors > 0 {
+		fmt.Fprintf(w, ", %d errors of the device", v.DeviceErrors)
+	}
+	if v.State == "comparing" {
+		fmt.Fprintf(w, ", compared with its index: %s", percent(v.Compared, v.Size))
+	}
+	if v.Unproven {
+		fmt.Fprint(w, ", unproven until the disk is compared with its index")
+	}
+	fmt.Fprintln(w)
+	if len(peers) == 0 {
+		fmt.Fprintf(w, "  no %s\n", strings.ToLower(what))
+		return
+	}
+	printPeers(w, what, peers, now)
+}
+
+func printPeers(w io.Writer, what string, peers []engine.MirrorStatus, now time.Time) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "  %s\tSTATE\tLAG\tBYTES\tCOMMITTED\tNEEDS\tSTAGED\tSHIPPED\tON THE WIRE\tADDRESS\n", what)
+	for _, m := range peers {
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", m.Node, m.State, formatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
+			m.CommittedEpoch, formatBytes(m.NeedsBytes), formatBytes(m.StagedBytes), formatBytes(m.ShippedBytes), formatBytes(m.WireBytes), m.Address)
+	}
+	t.Flush()
+	for _, m := range peers {
+		if m.Reason != "" {
+			fmt.Fprintf(w, "  %s is %s: %s\n", m.Node, m.State, m.Reason)
+		}
+		if m.RoomMissing > 0 {
+			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", m.Node, formatBytes(m.RoomMissing))
+		}
+		if m.Holes > 0 {
+			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", m.Node, m.Holes)
+		}
+		if d := m.LastDisconnect; d != nil {
+			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", m.Node, ago(d.At, now), d.Class, d.Error)
+			if m.State == "connecting" || m.State == "refused" {
+				printNext(w, d.Next())
+			}
+		}
+	}
+}
+
+// ago tells how long ago a time is; the time itself where it cannot be read.
+func ago(at string, now time.Time) string {
+	then, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		return at
+	}
+	return max(now.Sub(then), 0).Truncate(time.Second).String() + " ago"
+}
+
+func printSession(w io.Writer, v engine.VolumeStatus, c engine.SessionStatus) {
+	fmt.Fprintf(w, "\n%s: %s of a sync with %s for %s: %s of %s, shipped %s, skipped %s, zero %s, on the wire %s",
+		v.Name, c.Role, c.Peer, formatSeconds(c.Seconds), formatBytes(c.ScannedBytes), formatBytes(v.Size),
+		formatBytes(c.ShippedBytes), formatBytes(c.SkippedBytes), formatBytes(c.ZeroBytes), formatBytes(c.WireBytes))
+	if c.RetriedBlocks > 0 {
+		fmt.Fprintf(w, ", %d blocks sent again", c.RetriedBlocks)
+	}
+	fmt.Fprintln(w)
+}

@@ -1,0 +1,91 @@
+package engine
+
+import (
+	"context"
+	"time"
+)
+
+// VolumeConfig is what a user says of one volume.
+type VolumeConfig struct {
+	Path      string
+	Role      string         // "primary", "mirror"; "": primary where Export or Mirrors are given. A durable role rules
+	Export    string         // unix:PATH or tcp:HOST:PORT; "": none
+	Mirrors   []MirrorConfig // of a primary
+	Interval  time.Duration  // between cuts; 0: the next as soon as the last is committed; at least minInterval else
+	BlockSize int            // of a new volume; 0: DefaultBlockSize
+	MaxLag    time.Duration  // beyond it a mirror is `lagging`; 0: defaultMaxLag
+
+	OnStagingFull string // "hold" (also ""), "bulk": asked of a primary
+	OnReboot      string // "compare" (also ""), "trust"
+	StagingLimit  int64  // bytes, of a mirror; 0: 80 % of what is free
+}
+
+// MirrorConfig is one mirror of a primary. Its name keys what the journal knows of it.
+type MirrorConfig struct {
+	Name    string
+	Address string // HOST:PORT
+}
+
+// The bounds and defaults of a volume's settings (DESIGN §11).
+const (
+	DefaultInterval = time.Second
+	MinInterval     = 10 * time.Millisecond
+	MaxInterval     = 24 * time.Hour
+	DefaultMaxLag   = 60 * time.Second
+)
+
+// liveVolume is a volume with a role: a primary or a mirror. Methods are safe for concurrent use.
+type liveVolume interface {
+	// fill tells its state; Name and Device are set already.
+	fill(*VolumeStatus)
+	// cut takes a cut now and, where wait is set, returns when every mirror has committed and applied it or a
+	// later one. ctx bounds the wait; the error then names the mirrors that are missing (KindNetwork).
+	cut(ctx context.Context, wait bool) (uint64, error)
+	pause() error
+	// resume ends a pause and asks a mirror that holds for another try. overwrite names a mirror whose
+	// content may be replaced although its history is another; "": none.
+	resume(overwrite string) error
+	rebuild() error
+	// stop ends it cleanly, within seconds: ctx bounds what may be waited for.
+	stop(ctx context.Context) error
+}
+
+// MirrorStatus is one mirror as its primary sees it, or the primary as its mirror sees it.
+type MirrorStatus struct {
+	Node           string           `json:"node"` // its name
+	Address        string           `json:"address"`
+	State          string           `json:"state"`
+	Reason         string           `json:"reason,omitempty"` // why it is in that state, and what to do
+	CommittedEpoch uint64           `json:"committed_epoch"`
+	AppliedEpoch   uint64           `json:"applied_epoch"`
+	LagSeconds     float64          `json:"lag_seconds"`
+	LagBytes       int64            `json:"lag_bytes"`
+	NeedsBytes     int64            `json:"needs_bytes"`
+	StagedBytes    int64            `json:"staged_bytes"`
+	RoomMissing    int64            `json:"room_missing_bytes,omitempty"` // holding: what staging lacks
+	Holes          int64            `json:"holes"`
+	RTTMillis      float64          `json:"rtt_ms"`
+	ShippedBytes   int64            `json:"shipped_bytes"`  // raw bytes of Data sent
+	OfferedBytes   int64            `json:"offered_bytes"`  // reconciled by hash
+	CapturedBytes  int64            `json:"captured_bytes"` // waiting in memory and spool
+	GivenUp        int64            `json:"given_up"`       // cuts given up
+	WireBytes      int64            `json:"wire_bytes"`
+	RetriedBlocks  int64            `json:"retried_blocks"`
+	Reconnects     int64            `json:"reconnects"`
+	LastDisconnect *DisconnectCause `json:"last_disconnect"`
+}
+
+// DisconnectCause says why a session was last lost.
+type DisconnectCause struct {
+	Class string `json:"class"`
+	Error string `json:"error"`
+	At    string `json:"at"` // RFC 3339
+}
+
+// ReadOnlyCause says why a volume is read-only.
+type ReadOnlyCause struct {
+	Reason string  `json:"reason"`
+	Class  string  `json:"class"`
+	Blocks []int64 `json:"blocks"`
+	Since  string  `json:"since"`
+}

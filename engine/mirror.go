@@ -1,0 +1,535 @@
+package engine
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/replica"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// What a mirror may hold and how long it waits.
+const (
+	mirrorWindow   = 24 << 20 // unanswered raw payload that the primary is granted
+	mirrorMemory   = 56 << 20 // window, rounded up to the pool's sizes, and runs of bulk
+	mirrorCheckers = 4        // records unpacked and hashed at once
+	mirrorWriters  = 6        // runs written in place at once
+	mirrorOffers   = 4        // offers compared at once
+	mirrorArrivals = maxUnacked + maxOffers + 16
+	mirrorPlan     = 1 << 18 // pieces of an epoch that are planned at once, 24 bytes each
+	mirrorMeasure  = time.Second
+	mirrorSegment  = 4 << 20 // of the journal: a mirror appends some hundred bytes an epoch
+
+	stagingShare = 80 // percent of what is free, and its own, that staging may take
+)
+
+// mirrorOptions say what a mirror is made of. What is nil is the real thing; tests put others in its place.
+type mirrorOptions struct {
+	name   string
+	dir    string // of the volume in the state directory
+	config VolumeConfig
+	log    func(text string)
+
+	fs         journal.FS
+	device     openDevice
+	prepare    func(path string, size int64) (created bool, err error)
+	identities func(path string) ([]string, error)
+	index      func(dir string) (blockIndex, error)
+	room       func(dir string) (free int64, err error)
+	bootID     func() (string, error)
+	window     int64
+}
+
+func (o mirrorOptions) withDefaults() mirrorOptions {
+	if o.fs == nil {
+		o.fs = journal.OS
+	}
+	if o.device == nil {
+		o.device, o.prepare, o.identities = openFile, prepareImage, blockdev.Identities
+	}
+	if o.index == nil {
+		o.index = openBlockIndex
+	}
+	if o.room == nil {
+		o.room = freeBytes
+	}
+	if o.bootID == nil {
+		o.bootID = blockdev.BootID
+	}
+	if o.log == nil {
+		o.log = func(string) {}
+	}
+	if o.window == 0 {
+		o.window = mirrorWindow
+	}
+	return o
+}
+
+func freeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// mirror is a volume that is somebody's mirror, or may become one.
+//
+//	mirror.go         its life: opened, used, failed and opened again, stopped
+//	mirrorstore.go    device, journal, index and staging, and what the core wants done with them
+//	mirroropen.go     opening them, and what an earlier process left
+//	mirrorsession.go  a connection of the primary: from its reader to its sender
+//	mirrordirect.go   bulk and offers
+//	mirrorapply.go    committed epochs to the device
+//	mirrorcompare.go  the device against its own index
+//
+// One goroutine, routineOwn, owns the core (engine/replica) and carries out what it decides, one action after
+// the other; a failure of device, journal or staging ends the use of all of them, and they are opened anew, as
+// after a crash. Others hand it functions to run (call, post). It never waits for a peer.
+type mirror struct {
+	mirrorOptions
+	release func() // of the folder's lock
+
+	calls    chan func() // run by the owner
+	ended    chan struct{}
+	replayed chan struct{}      // closed when nothing that an earlier process committed is unapplied, or that failed
+	abort    context.CancelFunc // ends the owner at once
+	aborted  context.Context
+	owner    sync.WaitGroup
+
+	// Owned by routineOwn.
+	store    *mirrorStore // nil: no role yet, or failed
+	core     *replica.Core
+	current  *mirrorSession // attached
+	broken   error          // ends the use of store as soon as nobody uses it
+	failures int            // in a row
+	retry    *time.Timer
+	final    bool // no retry: a person has to do something
+	stopping bool
+	settled  error // of the clean stop
+	once     sync.Once
+
+	mu       sync.Mutex
+	admitted *mirrorSession // from admission until it is drained
+	free     chan struct{}  // closed when it leaves; nil while nobody waits
+	view     mirrorView
+}
+
+// mirrorView is what a status tells.
+type mirrorView struct {
+	held      bool // there is a role
+	facts     journal.VolumeFacts
+	err       *Error
+	staged    int64
+	session   *mirrorSession
+	last      *DisconnectCause
+	node      string
+	address   string
+	compared  int64
+	comparing bool
+	why       string
+	doubts    int64
+	shipped   int64 // of ended sessions
+	wire      int64
+	sessions  int64
+}
+
+// openMirror opens a volume as a mirror. It returns when everything that was committed before is applied. A
+// volume that cannot be opened is failed, and tried again; an error means that it cannot even be that.
+func openMirror(o mirrorOptions) (*mirror, error) {
+	m := &mirror{mirrorOptions: o.withDefaults(), calls: make(chan func(), 256), ended: make(chan struct{}),
+		replayed: make(chan struct{}), retry: time.NewTimer(0)}
+	m.release = func() {}
+	if m.fs == journal.OS {
+		release, err := journal.LockDir(m.dir)
+		if err != nil {
+			return nil, deviceError("lock state folder", m.dir, err)
+		}
+		m.release = release
+	}
+	if !m.retry.Stop() {
+		<-m.retry.C
+	}
+	m.aborted, m.abort = context.WithCancel(context.Background())
+	m.tryOpen()
+	m.owner.Go(m.routineOwn)
+	<-m.replayed
+	return m, nil
+}
+
+// routineOwn runs until the mirror is stopped.
+func (m *mirror) routineOwn() {
+	defer close(m.ended)
+	tick := time.NewTicker(mirrorMeasure)
+	defer tick.Stop()
+	for !m.settle() {
+		var arrivals chan *arrival
+		if m.current != nil && m.broken == nil && !m.core.Holding() {
+			arrivals = m.current.ordered
+		}
+		select {
+		case <-m.aborted.Done():
+			m.stopping, m.broken = true, context.Canceled
+			m.endUse()
+		case call := <-m.calls:
+			call()
+		case a := <-arrivals:
+			m.arrive(a)
+		case <-tick.C:
+			m.measure()
+		case <-m.retry.C:
+			m.tryOpen()
+		}
+	}
+}
+
+// settle looks at what the last step left: it closes what failed, and tells when the mirror has stopped.
+func (m *mirror) settle() (stopped bool) {
+	idle := m.current == nil && (m.store == nil || m.store.busy == 0)
+	if m.broken != nil && idle {
+		m.closeBroken()
+	}
+	if m.store == nil || len(m.core.Facts().Mirror.Epochs) == 0 {
+		m.once.Do(func() { close(m.replayed) })
+	}
+	if !m.stopping || m.current != nil {
+		return false
+	}
+	if m.store == nil {
+		return true
+	}
+	if len(m.core.Facts().Mirror.Epochs) > 0 {
+		return false
+	}
+	m.store.cancel() // a comparison; it is begun again at the next start
+	if m.store.busy > 0 {
+		return false
+	}
+	m.settled = m.store.settle(m.core)
+	m.settled = errors.Join(m.settled, m.store.close())
+	m.store = nil
+	return true
+}
+
+// post hands the owner something to do, in the order of the posts of one goroutine.
+func (m *mirror) post(do func()) {
+	select {
+	case m.calls <- do:
+	case <-m.ended:
+	}
+}
+
+// call has the owner do something and waits for it. ok is false where the owner has ended.
+func (m *mirror) call(do func()) (ok bool) {
+	done := make(chan struct{})
+	m.post(func() { do(); close(done) })
+	select {
+	case <-done:
+		return true
+	case <-m.ended:
+		return false
+	}
+}
+
+// fail ends the use of device, journal and staging. They are opened again when nobody uses them any more.
+func (m *mirror) fail(op string, err error) {
+	if m.broken != nil {
+		return
+	}
+	m.broken = deviceError(op, m.dir, err)
+	m.endUse()
+}
+
+// endUse has everybody stop who uses the store.
+func (m *mirror) endUse() {
+	if m.store != nil {
+		m.store.cancel()
+	}
+	if m.current != nil {
+		m.current.end(m.broken)
+	}
+}
+
+func (m *mirror) closeBroken() {
+	if m.store != nil {
+		m.store.close() // the cause is known
+		m.store = nil
+	}
+	if !m.stopping {
+		m.failed(m.broken)
+	}
+	m.broken = nil
+}
+
+// failed notes why the mirror cannot be used, and when it is tried again.
+func (m *mirror) failed(err error) {
+	var own *Error
+	if !errors.As(err, &own) {
+		own = &Error{Kind: KindDevice, Op: "open mirror", On: m.config.Path, Err: err, code: wire.CodeDevice}
+	}
+	shown := *own
+	m.final = errors.Is(err, journal.ErrDamaged) || errors.Is(err, journal.ErrVersion)
+	switch {
+	case errors.Is(err, journal.ErrDamaged):
+		shown.Next = "`blkmirror rebuild " + m.name + "` sets it aside and starts anew: everything is compared, little is copied"
+	case !m.final:
+		shown.Next = "repair the device or make room; it is tried again by itself"
+	}
+	wait := min(backoffFirst<<min(m.failures, 16), backoffMax)
+	if m.failures++; !m.final {
+		m.retry.Reset(wait)
+	}
+	m.update(func(v *mirrorView) {
+		if v.err == nil || v.err.Error() != shown.Error() {
+			m.log(fmt.Sprintf("failed: %v; %s", &shown, shown.Next))
+		}
+		v.err = &shown
+	})
+}
+
+// tryOpen opens the mirror, where it has a role.
+func (m *mirror) tryOpen() {
+	if m.store != nil || m.stopping {
+		return
+	}
+	store, state, err := m.openStore()
+	if err != nil {
+		m.failed(err)
+		return
+	}
+	m.adoptStore(store, state)
+	if store == nil {
+		return
+	}
+	m.measure()
+	m.carryOut(m.core.Begin(), nil)
+	m.beginCompare()
+}
+
+// adoptStore begins to use what was opened.
+func (m *mirror) adoptStore(store *mirrorStore, state openedState) {
+	m.store, m.failures, m.final = store, 0, false
+	m.core = replica.New(state.facts, state.staged)
+	m.publish()
+	m.update(func(v *mirrorView) { v.err = nil })
+}
+
+// update changes the view.
+func (m *mirror) update(do func(*mirrorView)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	do(&m.view)
+}
+
+// publish shows the core's facts.
+func (m *mirror) publish() {
+	held := m.store != nil && m.store.log != nil
+	var facts journal.VolumeFacts
+	var staged int64
+	if held {
+		facts, staged = m.core.Facts(), m.store.held()
+	}
+	m.update(func(v *mirrorView) {
+		v.held, v.facts, v.staged, v.doubts = held, facts, staged, 0
+		for _, e := range facts.Mirror.Doubts {
+			v.doubts += e.Length
+		}
+	})
+}
+
+// cut is a primary's.
+func (m *mirror) cut(context.Context, bool) (uint64, error) {
+	return 0, &Error{Kind: KindState, Op: "cut", On: m.name, Err: errors.New("this node is its mirror"), Next: "take it at the primary"}
+}
+
+func (m *mirror) pause() error { return m.setPaused(true) }
+
+// resume also tries a failed mirror again at once.
+func (m *mirror) resume(overwrite string) error {
+	if overwrite != "" {
+		return &Error{Kind: KindState, Op: "resume", On: m.name, Err: errors.New("this node is its mirror"),
+			Next: "say --overwrite-mirror at the primary"}
+	}
+	return m.setPaused(false)
+}
+
+func (m *mirror) setPaused(paused bool) error {
+	var err error
+	ok := m.call(func() {
+		if m.store == nil && !paused && !m.final {
+			m.tryOpen()
+		}
+		if m.store == nil || m.store.log == nil || m.broken != nil {
+			err = m.unusable("pause")
+			return
+		}
+		m.carryOut(m.core.Step(&replica.Pause{Paused: paused}), nil)
+		if m.broken != nil {
+			err = m.broken
+		} else if paused && m.current != nil {
+			m.current.end(&Error{Kind: KindState, Op: "mirror", On: m.name, Err: wire.ErrPaused, code: wire.CodePaused})
+		}
+		m.publish()
+	})
+	if !ok {
+		return errMirrorStopped(m.name)
+	}
+	return err
+}
+
+// unusable says why nothing can be done with the mirror now.
+func (m *mirror) unusable(op string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.view.err != nil:
+		return m.view.err
+	case m.broken != nil:
+		return m.broken
+	}
+	return &Error{Kind: KindState, Op: op, On: m.name, Err: errors.New("no primary has attached yet"), Next: "attach one first"}
+}
+
+func errMirrorStopped(name string) error {
+	return &Error{Kind: KindState, Op: "use mirror", On: name, Err: wire.ErrStopped, code: wire.CodeStopped, Next: "start the node again"}
+}
+
+// rebuild sets a journal aside that cannot be used, and what was staged with it. The next primary that
+// attaches finds a new mirror that holds something.
+func (m *mirror) rebuild() error {
+	var err error
+	ok := m.call(func() {
+		m.mu.Lock()
+		failed := m.view.err != nil
+		m.mu.Unlock()
+		if m.store != nil || !failed {
+			err = &Error{Kind: KindState, Op: "rebuild", On: m.name, Err: errors.New("its journal is in order"),
+				Next: "nothing needs to be done; `blkmirror status` tells its state"}
+			return
+		}
+		if err = m.setAside(); err == nil {
+			m.update(func(v *mirrorView) { v.err = nil })
+			m.failures, m.final = 0, false
+			m.tryOpen()
+		}
+	})
+	if !ok {
+		return errMirrorStopped(m.name)
+	}
+	return err
+}
+
+func (m *mirror) setAside() error {
+	to, err := journal.SetAsideVolume(m.fs, m.dir)
+	if err != nil {
+		return deviceError("set aside journal", m.dir, err)
+	}
+	if err := m.dropAllStaging(); err != nil {
+		return deviceError("remove staging", m.stagingDir(), err)
+	}
+	m.log(fmt.Sprintf("its journal is now %s; the next primary compares everything", to))
+	return nil
+}
+
+// stop ends the mirror cleanly: the session is told, what is committed is applied, and everything is durable
+// and recorded. Where ctx ends first, the rest is left to the next start.
+func (m *mirror) stop(ctx context.Context) error {
+	m.post(func() {
+		m.stopping = true
+		if m.current != nil {
+			m.current.end(context.Canceled)
+		}
+	})
+	select {
+	case <-m.ended:
+	case <-ctx.Done():
+		m.abort()
+		<-m.ended
+	}
+	m.owner.Wait()
+	m.abort()
+	m.release()
+	if m.settled != nil {
+		return deviceError("stop mirror", m.dir, m.settled)
+	}
+	return nil
+}
+
+func (m *mirror) stagingDir() string { return filepath.Join(m.dir, "staging") }
+func (m *mirror) indexDir() string   { return filepath.Join(m.dir, "index") }
+
+// fill tells the mirror's state.
+func (m *mirror) fill(st *VolumeStatus) {
+	m.mu.Lock()
+	v := m.view
+	m.mu.Unlock()
+	if v.err != nil {
+		st.Role, st.State, st.Error, st.Next = "mirror", "failed", v.err.Error(), v.err.Next
+	}
+	if !v.held {
+		if v.facts.UUID != [16]byte{} {
+			m.fillFacts(st, &v)
+		}
+		return
+	}
+	m.fillFacts(st, &v)
+	f := &v.facts
+	switch {
+	case v.err != nil:
+		return
+	case f.Paused:
+		st.State = "paused"
+	case v.comparing:
+		st.State, st.Error, st.Compared = "comparing", v.why, v.compared
+	case f.Mirror.Inconsistent:
+		st.State, st.Error = "inconsistent", "no cut is complete here yet"
+	default:
+		st.State, st.Error = "ok", ""
+	}
+}
+
+func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
+	f := &v.facts
+	st.Role, st.Mode = "mirror", "async"
+	st.Size, st.BlockSize = f.Size, int(f.BlockSize)
+	st.UUID, st.Generation = hex.EncodeToString(f.UUID[:]), hex.EncodeToString(f.Generation.ID[:])
+	st.Epoch = f.Mirror.Committed
+	st.Unproven = f.Mirror.Unproven || v.comparing || v.doubts > 0
+	p := &MirrorStatus{Node: v.node, Address: v.address, State: "connecting", CommittedEpoch: f.Mirror.Committed,
+		AppliedEpoch: f.Mirror.Applied, StagedBytes: v.staged, NeedsBytes: v.doubts, ShippedBytes: v.shipped, WireBytes: v.wire,
+		LastDisconnect: v.last, Reconnects: max(0, v.sessions-1)}
+	for _, h := range f.Mirror.Holes {
+		p.Holes += h.Length
+	}
+	if f.Paused {
+		p.State = "paused"
+	}
+	if s := v.session; s != nil {
+		s.fill(p, f)
+	}
+	st.Primary = p
+}
+
+// setLast notes why a session ended.
+func (v *mirrorView) setLast(err error) {
+	if err == nil {
+		return
+	}
+	v.last = &DisconnectCause{Class: string(wire.Classify(err)), Error: err.Error(), At: time.Now().UTC().Format(time.RFC3339)}
+}
+
+// claimed tells that a primary has attached once: the device is its mirror's alone.
+func (m *mirror) claimed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.view.held || m.view.err != nil
+}

@@ -1,0 +1,213 @@
+package engine
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/replica"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+const applyWriters = 4
+
+// beginApply brings the oldest committed epoch to the device, beside the owner.
+func (m *mirror) beginApply(epoch uint64) {
+	s, st := m.store, m.store.sealed[0]
+	s.busy++
+	m.owner.Go(func() {
+		damaged, err := s.apply(s.ctx, st, applyWriters)
+		m.post(func() {
+			s.busy--
+			if err != nil {
+				m.fail("apply", err)
+				return
+			}
+			for _, d := range damaged {
+				m.log(damagedText(epoch, d))
+			}
+			m.step(&replica.Applied{Epoch: epoch, Damaged: damaged}, nil)
+			m.publish()
+		})
+	})
+}
+
+// apply writes what an epoch brings: in ascending order, in large requests, several at once. What is written
+// was hashed again: a payload that is not what was committed is left out, and its range returned. Then the
+// device is flushed, and the index, whose entries were changed with their blocks, is synced. It may be done
+// again, in part or as a whole, as long as the staging is there.
+func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging, writers int) ([]blockdev.Extent, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	jobs := make(chan []journal.StagingPiece)
+	var mu sync.Mutex
+	var damaged []blockdev.Extent
+	for range writers {
+		group.Go(func() error {
+			a := applier{mirrorStore: s, st: st, pool: blockdev.NewPool(chunkSize)}
+			for job := range jobs {
+				bad, err := a.job(ctx, job)
+				if err != nil {
+					return err
+				}
+				if len(bad) > 0 {
+					mu.Lock()
+					damaged = append(damaged, bad...)
+					mu.Unlock()
+				}
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		defer close(jobs)
+		return s.plan(ctx, st, jobs)
+	})
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	if err := s.flush(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(damaged, func(a, b blockdev.Extent) int { return int(a.Offset>>12 - b.Offset>>12) })
+	return damaged, nil
+}
+
+// plan cuts an epoch into jobs: a Zero, or Data without a gap inside one chunk.
+func (s *mirrorStore) plan(ctx context.Context, st *journal.Staging, jobs chan<- []journal.StagingPiece) error {
+	var job []journal.StagingPiece
+	emit := func() error {
+		if len(job) == 0 {
+			return nil
+		}
+		select {
+		case jobs <- job:
+			job = nil
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err := st.Plan(func(p journal.StagingPiece) error {
+		if n := len(job); n > 0 {
+			last := &job[n-1]
+			joins := last.Record.Kind == journal.StagingData && p.Record.Kind == journal.StagingData &&
+				last.Offset+last.Length == p.Offset && p.Offset%chunkSize != 0
+			if !joins {
+				if err := emit(); err != nil {
+					return err
+				}
+			}
+		}
+		job = append(job, p)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return emit()
+}
+
+// applier is one writer.
+type applier struct {
+	*mirrorStore
+	st   *journal.Staging
+	pool *blockdev.Pool // of one buffer, for zeroes
+
+	raw     []byte // of the job; aligned
+	payload []byte
+	whole   []byte // of a record of which the job has a part only
+}
+
+func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged []blockdev.Extent, err error) {
+	first, last := &job[0], &job[len(job)-1]
+	if first.Record.Kind == journal.StagingZero {
+		if err := a.index.forget(first.Offset, first.Length); err != nil {
+			return nil, err
+		}
+		return nil, a.zero(ctx, blockdev.Extent{Offset: first.Offset, Length: first.Length}, first.Record.MayFree, a.pool)
+	}
+	if a.raw == nil {
+		if a.raw, err = blockdev.NewPool(chunkSize).Get(ctx, chunkSize); err != nil {
+			return nil, err
+		}
+		a.payload, a.whole = make([]byte, wire.MaxBlock), make([]byte, wire.MaxBlock)
+	}
+	raw := a.raw[:last.Offset+last.Length-first.Offset]
+	good := make([]bool, len(job))
+	for i := range job {
+		p := &job[i]
+		if good[i], err = a.read(p, raw[p.Offset-first.Offset:][:p.Length]); err != nil {
+			return nil, err
+		}
+		if !good[i] {
+			damaged = append(damaged, blockdev.Extent{Offset: p.Offset, Length: p.Length})
+		}
+	}
+	for i, j := range stretches(len(job), func(i, j int) bool { return good[i] == good[j] }) {
+		end := job[j-1].Offset + job[j-1].Length
+		if !good[i] {
+			if err := a.index.forget(job[i].Offset, end-job[i].Offset); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := a.write(job[i:j], raw[job[i].Offset-first.Offset:end-first.Offset]); err != nil {
+			return nil, err
+		}
+	}
+	return damaged, nil
+}
+
+// read fills dst with a piece, and tells whether its record is what was committed.
+func (a *applier) read(p *journal.StagingPiece, dst []byte) (good bool, err error) {
+	r := &p.Record
+	payload := a.payload[:r.PayloadLength]
+	if err := a.st.ReadPayload(*r, p.At, payload); err != nil {
+		return false, err
+	}
+	whole := dst
+	if p.Length != r.Length {
+		whole = a.whole[:r.Length]
+	}
+	if wire.Unpack(wire.Codec(r.Codec), whole, payload) != nil || wire.Sum(whole) != r.Hash {
+		return false, nil
+	}
+	if p.Length != r.Length {
+		copy(dst, whole[p.Offset-r.Offset:])
+	}
+	return true, nil
+}
+
+// write writes pieces that are good, and has the index know the blocks that passed by as a whole, and no
+// other.
+func (a *applier) write(pieces []journal.StagingPiece, raw []byte) error {
+	off := pieces[0].Offset
+	if err := a.index.forget(off, int64(len(raw))); err != nil {
+		return err
+	}
+	if _, err := a.dev.WriteAt(raw, off); err != nil {
+		return deviceError("write mirror", "", err)
+	}
+	end := off + int64(len(raw))
+	first := off + (a.blockSize-off%a.blockSize)%a.blockSize
+	var hashes []wire.Hash
+	for at := first; at < a.size && a.blockEnd(at) <= end; at = a.blockEnd(at) {
+		for pieces[0].Offset+pieces[0].Length <= at {
+			pieces = pieces[1:]
+		}
+		n := a.blockEnd(at) - at
+		if p := &pieces[0]; p.Record.Offset == at && p.Record.Length == n && p.Length == n {
+			hashes = append(hashes, p.Record.Hash)
+		} else {
+			hashes = append(hashes, wire.Sum(raw[at-off:][:n]))
+		}
+	}
+	if len(hashes) == 0 {
+		return nil
+	}
+	return a.index.learn(first, hashes)
+}

@@ -1,0 +1,105 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/replica"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+func damagedText(epoch uint64, e blockdev.Extent) string {
+	return fmt.Sprintf("what was staged of epoch %d for %d+%d has another checksum than it had when it was committed; "+
+		"it is left out and asked for again: check the disk of the state directory", epoch, e.Offset, e.Length)
+}
+
+// beginCompare compares the device with its own index, beside the owner, where a stranger may have written to
+// it. Blocks that differ, or of which the index knows nothing, are doubted. An epoch that is applied
+// meanwhile changes a block and its entry one after the other: at worst such a block is doubted in vain.
+func (m *mirror) beginCompare() {
+	s := m.store
+	if s.suspicion == "" || m.broken != nil {
+		return
+	}
+	m.log(fmt.Sprintf("%s is compared with its index: %s", m.config.Path, s.suspicion))
+	m.update(func(v *mirrorView) { v.comparing, v.compared, v.why = true, 0, s.suspicion })
+	m.step(&replica.Comparing{Running: true}, nil)
+	s.busy++
+	m.owner.Go(func() {
+		err := s.compareAll(s.ctx)
+		m.post(func() {
+			s.busy--
+			m.update(func(v *mirrorView) { v.comparing = false })
+			switch {
+			case s.ctx.Err() != nil: // it is begun again with the next start
+			case err != nil:
+				m.fail("compare device with its index", err)
+			default:
+				s.suspicion = ""
+				m.step(&replica.Comparing{BootID: s.bootID}, nil)
+				m.publish()
+			}
+		})
+	})
+}
+
+// compareAll walks the volume in pages of the index.
+func (s *mirrorStore) compareAll(ctx context.Context) error {
+	span := s.blockSize * recheckBlocks
+	entries := make([]journal.Entry, recheckBlocks)
+	buf, err := blockdev.NewPool(chunkSize).Get(ctx, chunkSize)
+	if err != nil {
+		return err
+	}
+	for pos := int64(0); pos < s.size && ctx.Err() == nil; pos += span {
+		end := min(pos+span, s.size)
+		page := entries[:(end-pos+s.blockSize-1)/s.blockSize]
+		if err := s.index.lookUp(pos, page); err != nil {
+			return err
+		}
+		doubts, err := s.comparePage(pos, page, buf)
+		if err != nil {
+			return err
+		}
+		s.m.update(func(v *mirrorView) { v.compared = end })
+		if len(doubts) > 0 {
+			s.m.post(func() { s.m.step(&replica.Doubted{Extents: doubts}, nil); s.m.publish() })
+		}
+	}
+	return nil
+}
+
+// comparePage returns what of a page of the index is to be doubted.
+func (s *mirrorStore) comparePage(pos int64, entries []journal.Entry, buf []byte) (doubts []blockdev.Extent, err error) {
+	perChunk := int(chunkSize / s.blockSize)
+	hashes := make([]wire.Hash, perChunk)
+	for i, j := range stretches(len(entries), func(i, j int) bool { return entries[i].Known == entries[j].Known && j%perChunk != 0 }) {
+		off := pos + int64(i)*s.blockSize
+		end := min(pos+int64(j)*s.blockSize, s.size)
+		if !entries[i].Known {
+			doubts = doubt(doubts, off, end)
+			continue
+		}
+		if _, err := s.dev.ReadAt(buf[:end-off], off); err != nil {
+			return nil, deviceError("read mirror", "", err)
+		}
+		s.hashBlocks(buf[:end-off], hashes[:j-i])
+		for k := i; k < j; k++ {
+			if hashes[k-i] != entries[k].Hash {
+				at := pos + int64(k)*s.blockSize
+				doubts = doubt(doubts, at, s.blockEnd(at))
+			}
+		}
+	}
+	return doubts, nil
+}
+
+func doubt(list []blockdev.Extent, off, end int64) []blockdev.Extent {
+	if n := len(list); n > 0 && list[n-1].End() == off {
+		list[n-1].Length = end - list[n-1].Offset
+		return list
+	}
+	return append(list, blockdev.Extent{Offset: off, Length: end - off})
+}

@@ -1,0 +1,308 @@
+package engine
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/replica"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// takeDirect adds a frame to the run under way, or begins one. A raw payload is read to its place in the
+// run's buffer, a packed one to a buffer of its own. In the reader.
+func (s *mirrorSession) takeDirect(d *wire.Data) error {
+	n := int64(d.RawLength)
+	if !s.pages(d.Offset, n) || s.down(d.Offset) != s.down(d.Offset+n-1) || int64(d.Follow) > s.size-d.Offset-n {
+		return protocolError("Data at %d+%d, %d to follow, is no run of pages of a block", d.Offset, n, d.Follow)
+	}
+	if s.gathering == nil {
+		buf, err := s.pool.Get(s.ctx, int(n)+int(d.Follow))
+		if err != nil {
+			return err
+		}
+		s.gathering = &run{off: d.Offset, buf: buf}
+	}
+	r := s.gathering // that d continues it is the connection's rule
+	cost := wire.Cost(d)
+	if err := s.meter.Take(cost); err != nil {
+		return err
+	}
+	r.cost += cost
+	p := part{seq: d.Seq, lo: r.filled, hi: r.filled + n, hash: d.Hash, codec: d.Codec}
+	dst := r.buf[p.lo:p.hi]
+	if d.Codec != wire.CodecRaw {
+		packed, err := s.pool.Get(s.ctx, d.PayloadLength)
+		if err != nil {
+			return err
+		}
+		p.packed, dst = packed, packed
+	}
+	if err := s.conn.ReadPayload(dst); err != nil {
+		return err
+	}
+	r.filled = p.hi
+	r.parts = append(r.parts, p)
+	if d.Follow > 0 {
+		return nil
+	}
+	s.gathering = nil
+	return s.hand(&arrival{event: &replica.Direct{}, run: r})
+}
+
+// placed knows which ranges are being written in place: two runs for one page take effect in their order.
+type placed struct {
+	mu   sync.Mutex
+	gone sync.Cond
+	now  []blockdev.Extent
+}
+
+func (p *placed) init() { p.gone.L = &p.mu }
+
+// enter waits until nothing of a range is being written, or the session ends.
+func (p *placed) enter(ctx context.Context, e blockdev.Extent) {
+	stop := context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.gone.Broadcast()
+	})
+	defer stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ctx.Err() == nil && slices.ContainsFunc(p.now, func(o blockdev.Extent) bool { return o.Offset < e.End() && e.Offset < o.End() }) {
+		p.gone.Wait()
+	}
+	p.now = append(p.now, e)
+}
+
+func (p *placed) leave(e blockdev.Extent) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.Index(p.now, e)
+	p.now = slices.Delete(p.now, i, i+1)
+	p.gone.Broadcast()
+}
+
+func (r *run) extent() blockdev.Extent {
+	if r.zero != nil {
+		return blockdev.Extent{Offset: r.zero.Offset, Length: r.zero.Length}
+	}
+	return blockdev.Extent{Offset: r.off, Length: int64(len(r.buf))}
+}
+
+// routinePlace gives runs to the writers, each when nothing that it overlaps with is being written.
+func (s *mirrorSession) routinePlace(ctx context.Context, runs chan<- *run) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-s.direct:
+			s.placed.enter(ctx, r.extent())
+			select {
+			case runs <- r:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+// routineDirect writes runs in place.
+func (s *mirrorSession) routineDirect(ctx context.Context, runs <-chan *run) error {
+	found := make([]wire.Hash, 0, chunkSize/MinBlockSize)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-runs:
+			var err error
+			if r.zero != nil {
+				err = s.directZero(ctx, r)
+			} else {
+				err = s.directData(r, found)
+			}
+			s.placed.leave(r.extent())
+			if err != nil {
+				s.m.post(func() { s.m.fail("write device", err) })
+				return err
+			}
+			s.meter.Done(r.cost)
+			s.out.wake()
+			s.m.post(func() {
+				if s.m.current == s {
+					s.m.step(&replica.Written{}, nil)
+				}
+			})
+		}
+	}
+}
+
+// directData unpacks and checks every frame of a run, writes each contiguous stretch of good ones with one
+// request, and answers for all of them. Entries of the index go before the write, and come behind it for
+// whole blocks.
+func (s *mirrorSession) directData(r *run, found []wire.Hash) error {
+	defer s.pool.Put(r.buf)
+	bad := make([]wire.NakCause, len(r.parts))
+	found = found[:len(r.parts)]
+	checkRun(r, s.pool, bad, found)
+	for i, j := range stretches(len(r.parts), func(i, j int) bool { return (bad[i] == 0) == (bad[j] == 0) }) {
+		if bad[i] != 0 {
+			continue
+		}
+		lo, hi := r.parts[i].lo, r.parts[j-1].hi
+		if err := s.m.store.index.forget(r.off+lo, hi-lo); err != nil {
+			return err
+		}
+		if _, err := s.m.store.dev.WriteAt(r.buf[lo:hi], r.off+lo); err != nil {
+			return deviceError("write mirror", "", err)
+		}
+		if err := s.learn(r, i, j, found); err != nil {
+			return err
+		}
+	}
+	for i := range r.parts {
+		p := &r.parts[i]
+		if bad[i] != 0 {
+			s.out.nak(wire.NakEntry{Seq: p.seq, Offset: r.off + p.lo, Cause: bad[i], Hash: found[i]})
+			s.prog.RetriedBlocks.Add(1)
+			continue
+		}
+		s.out.ack(wire.AckEntry{Seq: p.seq, Offset: r.off + p.lo, Level: wire.LevelWritten, Hash: found[i]})
+		s.prog.Shipped.Add(p.hi - p.lo)
+	}
+	return nil
+}
+
+// learn notes the hashes of those parts [i, j) that are whole blocks.
+func (s *mirrorSession) learn(r *run, i, j int, found []wire.Hash) error {
+	whole := func(k int) bool { return s.covers(r.off+r.parts[k].lo, r.parts[k].hi-r.parts[k].lo) }
+	for a, b := range stretches(j-i, func(a, b int) bool { return whole(i+a) == whole(i+b) }) {
+		if whole(i + a) {
+			if err := s.m.store.index.learn(r.off+r.parts[i+a].lo, found[i+a:i+b]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *mirrorSession) directZero(ctx context.Context, r *run) error {
+	z := r.zero
+	if err := s.m.store.index.forget(z.Offset, z.Length); err != nil {
+		return err
+	}
+	if err := s.m.store.zero(ctx, r.extent(), z.Flags&wire.ZeroMayFree != 0, s.scratch); err != nil {
+		return err
+	}
+	s.out.ack(wire.AckEntry{Seq: z.Seq, Offset: z.Offset, Level: wire.LevelWritten, Hash: wire.ZeroHash(z.Offset, z.Length)})
+	return nil
+}
+
+// zero makes a range read as zeroes without touching what is zero already: where zeroing costs a transfer,
+// it reads first.
+func (s *mirrorStore) zero(ctx context.Context, r blockdev.Extent, mayFree bool, pool *blockdev.Pool) error {
+	cheap := s.dev.Info().CheapZero
+	for pos := r.Offset; pos < r.End(); {
+		data, err := s.dev.NextData(pos)
+		if err != nil {
+			return deviceError("map mirror", "", err)
+		}
+		if data.Length == 0 || data.Offset >= r.End() {
+			return nil
+		}
+		pos = max(data.Offset, pos)
+		n := min(data.End(), r.End()) - pos
+		zero := false
+		if !cheap {
+			n = min(n, chunkSize)
+			if zero, err = s.isZero(ctx, pos, n, pool); err != nil {
+				return err
+			}
+		}
+		if !zero {
+			if err := s.dev.Zero(pos, n, mayFree); err != nil {
+				return deviceError("zero mirror", "", err)
+			}
+		}
+		pos += n
+	}
+	return nil
+}
+
+func (s *mirrorStore) isZero(ctx context.Context, off, n int64, pool *blockdev.Pool) (bool, error) {
+	buf, err := pool.Get(ctx, int(n))
+	if err != nil {
+		return false, err
+	}
+	defer pool.Put(buf)
+	if _, err := s.dev.ReadAt(buf, off); err != nil {
+		return false, deviceError("read mirror", "", err)
+	}
+	return blockdev.IsZero(buf), nil
+}
+
+// routineOffers compares what is offered with the device.
+func (s *mirrorSession) routineOffers(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case o := <-s.offers:
+			bits, equal, err := s.compare(ctx, o)
+			if err != nil {
+				if ctx.Err() == nil {
+					s.m.post(func() { s.m.fail("read device", err) })
+				}
+				return err
+			}
+			s.offered.Add(int64(o.Length))
+			s.out.add(&wire.Want{Seq: o.Seq, Bits: bits})
+			s.m.post(func() {
+				if s.m.current == s {
+					s.m.step(&replica.Compared{Equal: equal}, nil)
+				}
+			})
+		}
+	}
+}
+
+// compare tells which of the offered units differ. Whole blocks that are equal are noted in the index.
+func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte, equal []blockdev.Extent, err error) {
+	units := geometry{size: s.size, blockSize: int64(o.Unit)}
+	bits = make([]byte, (len(o.Hashes)+7)/8)
+	found := make([]wire.Hash, len(o.Hashes))
+	buf, err := s.scratch.Get(ctx, chunkSize)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.scratch.Put(buf)
+	step := chunkSize / int(o.Unit)
+	for i := 0; i < len(found); i += step {
+		j := min(i+step, len(found))
+		off := o.Offset + int64(i)*units.blockSize
+		b := buf[:min(int64(j-i)*units.blockSize, o.Offset+int64(o.Length)-off)]
+		if _, err := s.m.store.dev.ReadAt(b, off); err != nil {
+			return nil, nil, deviceError("read mirror", "", err)
+		}
+		units.hashBlocks(b, found[i:j])
+	}
+	same := func(i int) bool { return found[i] == o.Hashes[i] }
+	for i, j := range stretches(len(found), func(i, j int) bool { return same(i) == same(j) }) {
+		off := o.Offset + int64(i)*units.blockSize
+		end := min(o.Offset+int64(j)*units.blockSize, o.Offset+int64(o.Length))
+		if !same(i) {
+			for k := i; k < j; k++ {
+				bits[k/8] |= 1 << (k % 8)
+			}
+			continue
+		}
+		equal = append(equal, blockdev.Extent{Offset: off, Length: end - off})
+		if units.blockSize == s.blockSize && s.covers(off, end-off) {
+			if err := s.m.store.index.learn(off, found[i:j]); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return bits, equal, nil
+}

@@ -1,0 +1,550 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/replica"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// mirrorSession is one connection of the primary, from Attach on, in the order in which a record passes:
+//
+//	receive  the link's reader takes frames off the wire, and payloads into buffers. It never touches a
+//	         disk and waits for nothing but buffers
+//	check    mirrorCheckers goroutines unpack and hash what is to be staged, two at a time
+//	owner    the mirror's owner takes everything in the order of its arrival, has the core decide, and stages
+//	direct   in bulk, and for offers, goroutines of mirrordirect.go write to and read the device
+//	send     one goroutine sends answers in the order in which they were given, and grants
+type mirrorSession struct {
+	*link
+	geometry
+	m    *mirror
+	peer string
+	prog Progress
+
+	node                    string
+	incarnation, connection uint64
+	start                   time.Time
+
+	pool  *blockdev.Pool // what arrives
+	meter *wire.Meter
+	out   outbox
+
+	// Of the reader.
+	gathering *run         // in place, being gathered
+	rebase    *wire.Rebase // whose frames are not all there
+
+	ordered chan *arrival // in the order of the wire
+	checks  chan *arrival // the same, where something is to be hashed
+	direct  chan *run
+	offers  chan *wire.Offer
+	placed  placed
+	scratch *blockdev.Pool // of those who write to and read the device
+
+	// Of the owner.
+	waiting *arrival // that the core is holding
+
+	offered atomic.Int64 // bytes
+}
+
+// arrival is a message of the primary on its way to the owner.
+type arrival struct {
+	event   replica.Event
+	record  *replica.Record // the event, where it is one
+	payload []byte          // of its Data, as it came
+	run     *run            // to be written in place
+	cost    int64
+	ready   chan struct{} // closed when the event is complete; nil: it is
+}
+
+// session runs a connection of a primary, behind the Hellos, until it has ended and nothing of it is left.
+func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello, peer string) error {
+	attach, err := readAttach(ctx, conn, m.name)
+	if err != nil {
+		refuse(conn, err)
+		return err
+	}
+	conn.Established() // opening the device may take longer than a handshake
+	s := m.newSession(ctx, conn, hello, attach, peer)
+	defer s.cancel(nil)
+	err = m.enter(s)
+	if err == nil {
+		defer m.leave(s)
+		err = s.attach(attach, hello)
+	}
+	if err != nil {
+		refuse(conn, err)
+		return err
+	}
+	m.log(fmt.Sprintf("%s: the primary %s is here", peer, hello.Name))
+	err = s.run(s.handle, s.work)
+	m.call(func() { m.lost(s) })
+	m.update(func(v *mirrorView) { v.setLast(err) })
+	m.log(fmt.Sprintf("%s: the primary %s is gone after %.1f s: shipped %d, wire %d bytes, %d blocks retried: %v", peer,
+		hello.Name, time.Since(s.start).Seconds(), s.prog.Shipped.Load(), s.prog.Wire.Load(), s.prog.RetriedBlocks.Load(), err))
+	return err
+}
+
+// readAttach waits for Attach, which follows the Hellos at once.
+func readAttach(ctx context.Context, conn *wire.Conn, volume string) (*wire.Attach, error) {
+	waiting, stop := context.WithTimeoutCause(ctx, wire.HandshakeTimeout, fmt.Errorf("%w: no Attach in %v", wire.ErrSilent, wire.HandshakeTimeout))
+	defer stop()
+	release := context.AfterFunc(waiting, func() { conn.Close(context.Cause(waiting)) })
+	defer release()
+	msg, err := conn.Next()
+	if err != nil {
+		return nil, err
+	}
+	a, ok := msg.(*wire.Attach)
+	if !ok {
+		return nil, unexpected(msg, "Attach")
+	}
+	if a.Volume != volume {
+		return nil, protocolError("Attach of volume %q behind a Hello for %q", a.Volume, volume)
+	}
+	return a, nil
+}
+
+func (m *mirror) newSession(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attach, peer string) *mirrorSession {
+	s := &mirrorSession{m: m, peer: peer, node: hello.Name, incarnation: a.Incarnation, connection: a.Connection, start: time.Now(),
+		geometry: geometry{size: a.Size, blockSize: int64(a.BlockSize)},
+		pool:     blockdev.NewPool(mirrorMemory), meter: wire.NewMeter(uint64(m.window)),
+		scratch: blockdev.NewPool((mirrorWriters + mirrorOffers) * chunkSize),
+		out:     newOutbox(),
+		ordered: make(chan *arrival, mirrorArrivals), checks: make(chan *arrival, mirrorArrivals),
+		direct: make(chan *run, mirrorArrivals), offers: make(chan *wire.Offer, maxOffers+1),
+	}
+	s.placed.init()
+	s.link = newLink(ctx, conn, &s.prog)
+	s.doneByPeer = true
+	return s
+}
+
+// enter admits one session at a time. A newer connection of the same process of the primary replaces an older
+// one; anybody else waits a little, since a connection that was lost may not be over here yet.
+func (m *mirror) enter(s *mirrorSession) error {
+	timeout := time.NewTimer(slotTimeout)
+	defer timeout.Stop()
+	for {
+		m.mu.Lock()
+		former := m.admitted
+		if former == nil {
+			m.admitted = s
+			m.mu.Unlock()
+			return nil
+		}
+		replaced := &Error{Kind: KindState, Op: "mirror", On: m.name, Err: wire.ErrReplaced, code: wire.CodeReplaced}
+		if former.incarnation == s.incarnation {
+			if former.connection >= s.connection {
+				m.mu.Unlock()
+				return replaced
+			}
+			former.cancel(replaced)
+		}
+		if m.free == nil {
+			m.free = make(chan struct{})
+		}
+		free := m.free
+		m.mu.Unlock()
+		select {
+		case <-free:
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		case <-timeout.C:
+			return &Error{Kind: KindState, Op: "mirror", On: m.name, code: wire.CodeBusy, Next: nextByCode[wire.CodeBusy],
+				Err: fmt.Errorf("the session with %s is not over yet", former.peer)}
+		}
+	}
+}
+
+func (m *mirror) leave(s *mirrorSession) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.admitted = nil
+	if m.free != nil {
+		close(m.free)
+		m.free = nil
+	}
+}
+
+// attach has the owner take the primary up, and leaves its answer in the outbox.
+func (s *mirrorSession) attach(a *wire.Attach, hello *wire.Hello) error {
+	var err error
+	if !s.m.call(func() { err = s.m.attach(s, a, hello) }) {
+		return errMirrorStopped(s.m.name)
+	}
+	return err
+}
+
+// attach is the owner's part of it.
+func (m *mirror) attach(s *mirrorSession, a *wire.Attach, hello *wire.Hello) error {
+	if m.stopping {
+		return errMirrorStopped(m.name)
+	}
+	if m.store == nil || m.broken != nil {
+		m.mu.Lock()
+		failed := m.view.err
+		m.mu.Unlock()
+		if failed != nil || m.broken != nil {
+			return &Error{Kind: KindDevice, Op: "mirror", On: m.name, code: wire.CodeDevice, Err: fmt.Errorf("it has failed: %w", errors.Join(asError(failed), m.broken)),
+				Next: "see the mirror's status"}
+		}
+	}
+	core := m.core
+	if m.store == nil {
+		core = replica.New(journal.VolumeFacts{}, nil)
+	}
+	if no := core.Admit(a); no != nil {
+		return &Error{Kind: KindState, Op: "mirror", On: m.name, Err: no, Next: no.Next, code: no.Code}
+	}
+	if err := m.refuseSame(a); err != nil {
+		return err
+	}
+	if m.store == nil {
+		store, err := m.createStore(a)
+		if err != nil {
+			return err
+		}
+		facts := journal.VolumeFacts{Size: a.Size, BlockSize: a.BlockSize, Role: journal.RoleMirror}
+		if err := store.begin(&facts); err != nil {
+			store.close()
+			return err
+		}
+		m.adoptStore(store, openedState{facts: facts})
+	}
+	if own := m.store.dev.Info().Size; own < a.Size {
+		return &Error{Kind: KindState, Op: "mirror", On: m.config.Path, code: wire.CodeSmaller,
+			Err: fmt.Errorf("it has %d bytes, the volume has %d", own, a.Size), Next: nextByCode[wire.CodeSmaller]}
+	}
+	return m.begin(s, a, hello)
+}
+
+func asError(e *Error) error {
+	if e == nil {
+		return nil
+	}
+	return e
+}
+
+// begin makes s the session.
+func (m *mirror) begin(s *mirrorSession, a *wire.Attach, hello *wire.Hello) error {
+	end, err := dataEnd(m.store.dev, a.Size)
+	if err != nil {
+		return deviceError("map mirror", m.config.Path, err)
+	}
+	m.store.geometry, m.store.index.geometry = s.geometry, s.geometry
+	m.current = s
+	m.measure()
+	m.step(&replica.Attach{Message: a, Node: hello.Node, Fresh: end == 0}, nil)
+	if m.broken != nil {
+		m.current = nil
+		return m.broken
+	}
+	m.publish()
+	m.update(func(v *mirrorView) {
+		v.session, v.node, v.address = s, s.node, s.peer
+		v.sessions++
+	})
+	return nil
+}
+
+// refuseSame refuses a device that consists of the same bytes as the primary's.
+func (m *mirror) refuseSame(a *wire.Attach) error {
+	if m.identities == nil {
+		return nil
+	}
+	p := targetParams{path: m.config.Path}
+	return p.refuseSame(&wire.Open{Devices: a.Devices})
+}
+
+// lost is called when nothing of s is under way any more.
+func (m *mirror) lost(s *mirrorSession) {
+	if m.current != s {
+		return
+	}
+	s.waiting = nil
+	m.step(&replica.Lost{}, nil)
+	m.current = nil
+	m.publish()
+	m.update(func(v *mirrorView) {
+		v.session = nil
+		v.shipped += s.prog.Shipped.Load()
+		v.wire += s.prog.Wire.Load()
+	})
+}
+
+// end ends the session; the peer is told why.
+func (s *mirrorSession) end(err error) { s.cancel(err) }
+
+// fill tells how the session goes.
+func (s *mirrorSession) fill(p *MirrorStatus, f *journal.VolumeFacts) {
+	p.State = "connected"
+	switch {
+	case f.Mirror.Inconsistent && f.Mirror.InPlace:
+		p.State = "bulk"
+	case f.Mirror.Inconsistent:
+		p.State = "reconciling"
+	}
+	p.RTTMillis = float64(s.conn.RTT().Microseconds()) / 1000
+	p.ShippedBytes += s.prog.Shipped.Load()
+	p.WireBytes += s.prog.Wire.Load()
+	p.OfferedBytes += s.offered.Load()
+	p.RetriedBlocks += s.prog.RetriedBlocks.Load()
+}
+
+// work runs the stages until the session ends.
+func (s *mirrorSession) work() error {
+	stages, ctx := errgroup.WithContext(s.ctx)
+	for range mirrorCheckers {
+		stages.Go(func() error { return s.routineCheck(ctx) })
+	}
+	for range mirrorOffers {
+		stages.Go(func() error { return s.routineOffers(ctx) })
+	}
+	runs := make(chan *run)
+	stages.Go(func() error { return s.routinePlace(ctx, runs) })
+	for range mirrorWriters {
+		stages.Go(func() error { return s.routineDirect(ctx, runs) })
+	}
+	stages.Go(func() error { return s.routineSend(ctx) })
+	return stages.Wait()
+}
+
+// handle takes what the primary sends, in the link's reader.
+func (s *mirrorSession) handle(msg wire.Message) error {
+	if s.rebase != nil {
+		return s.moreRebase(msg)
+	}
+	switch msg := msg.(type) {
+	case *wire.Data:
+		if msg.Epoch == 0 {
+			return s.takeDirect(msg)
+		}
+		return s.takeData(msg)
+	case *wire.Zero:
+		return s.takeZero(msg)
+	case *wire.Rebase:
+		s.rebase = &wire.Rebase{}
+		*s.rebase = *msg
+		return s.wholeRebase()
+	case *wire.Commit:
+		return s.hand(&arrival{event: &replica.Commit{Message: msg}})
+	case *wire.Bulk:
+		return s.hand(&arrival{event: &replica.Bulk{Message: msg}})
+	case *wire.Flush:
+		return s.hand(&arrival{event: &replica.Flush{Message: msg}})
+	case *wire.Offer:
+		if msg.Offset%blockdev.PageSize != 0 || int64(msg.Length) > s.size-msg.Offset || int64(msg.Unit) > s.blockSize {
+			return protocolError("Offer at %d+%d in units of %d", msg.Offset, msg.Length, msg.Unit)
+		}
+		return s.hand(&arrival{event: &replica.Offer{Message: msg}})
+	}
+	return protocolError("a primary does not send type %d", msg.Type())
+}
+
+// moreRebase takes the next frame of a Rebase, and hands it on with the last.
+func (s *mirrorSession) moreRebase(msg wire.Message) error {
+	next, ok := msg.(*wire.Rebase)
+	if !ok {
+		return protocolError("type %d inside a Rebase", msg.Type())
+	}
+	if err := s.rebase.Join(next); err != nil {
+		return err
+	}
+	if len(s.rebase.Voids) > journal.MaxStagingVoids {
+		return protocolError("Rebase with more than %d voids", journal.MaxStagingVoids)
+	}
+	return s.wholeRebase()
+}
+
+func (s *mirrorSession) wholeRebase() error {
+	m := s.rebase
+	if m.More {
+		return nil
+	}
+	if n := len(m.Voids); n > 0 && !s.pages(m.Voids[n-1].Offset, m.Voids[n-1].Length) {
+		return protocolError("Rebase with a void at %d+%d of a volume of %d", m.Voids[n-1].Offset, m.Voids[n-1].Length, s.size)
+	}
+	s.rebase = nil
+	return s.hand(&arrival{event: &replica.Rebase{Message: m}})
+}
+
+// hand gives an arrival to the owner, behind all before.
+func (s *mirrorSession) hand(a *arrival) error {
+	select {
+	case s.ordered <- a:
+		return nil
+	default:
+		return protocolError("more than %d messages open", cap(s.ordered))
+	}
+}
+
+// pages tells whether a range is one of whole pages of the volume.
+func (s *mirrorSession) pages(off, n int64) bool {
+	return off >= 0 && n > 0 && off%blockdev.PageSize == 0 && n <= s.size-off &&
+		((off+n)%blockdev.PageSize == 0 || off+n == s.size)
+}
+
+// takeData reads a payload that is to be staged as it came.
+func (s *mirrorSession) takeData(d *wire.Data) error {
+	n := int64(d.RawLength)
+	if !s.pages(d.Offset, n) || s.down(d.Offset) != s.down(d.Offset+n-1) {
+		return protocolError("Data at %d+%d is no run of pages of a block", d.Offset, n)
+	}
+	cost := wire.Cost(d)
+	if err := s.meter.Take(cost); err != nil {
+		return err
+	}
+	payload, err := s.pool.Get(s.ctx, d.PayloadLength)
+	if err != nil {
+		return err
+	}
+	if err := s.conn.ReadPayload(payload); err != nil {
+		return err
+	}
+	r := &replica.Record{Data: d}
+	a := &arrival{event: r, record: r, payload: payload, cost: cost, ready: make(chan struct{})}
+	s.checks <- a // has room wherever ordered has
+	return s.hand(a)
+}
+
+func (s *mirrorSession) takeZero(z *wire.Zero) error {
+	if !s.pages(z.Offset, z.Length) {
+		return protocolError("Zero at %d+%d is no range of pages of the volume", z.Offset, z.Length)
+	}
+	cost := wire.Cost(z)
+	if err := s.meter.Take(cost); err != nil {
+		return err
+	}
+	if z.Epoch == 0 {
+		return s.hand(&arrival{event: &replica.Direct{}, run: &run{off: z.Offset, zero: z, cost: cost}})
+	}
+	r := &replica.Record{Zero: z, Found: wire.ZeroHash(z.Offset, z.Length)}
+	return s.hand(&arrival{event: r, record: r, cost: cost})
+}
+
+// routineCheck unpacks and hashes what is to be staged: nothing unchecked gets there.
+func (s *mirrorSession) routineCheck(ctx context.Context) error {
+	var raw [2][]byte
+	var batch [2]*arrival
+	var found [2]wire.Hash
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case batch[0] = <-s.checks:
+		}
+		n := 1
+		select {
+		case batch[1] = <-s.checks:
+			n = 2
+		default:
+		}
+		pair := pairHasher{hashes: found[:]}
+		for i, a := range batch[:n] {
+			if b, ok := unpacked(a, &raw[i]); ok {
+				pair.add(i, b)
+			}
+		}
+		pair.flush()
+		for i, a := range batch[:n] {
+			if r := a.record; r.Cause == 0 {
+				if r.Found = found[i]; r.Found != r.Data.Hash {
+					r.Cause = wire.NakHash
+				}
+			}
+			close(a.ready)
+			batch[i] = nil
+		}
+	}
+}
+
+// unpacked is the raw content of an arrival, in buf where it came packed.
+func unpacked(a *arrival, buf *[]byte) (raw []byte, ok bool) {
+	d := a.record.Data
+	if d.Codec == wire.CodecRaw && len(a.payload) == int(d.RawLength) {
+		return a.payload, true
+	}
+	if cap(*buf) < int(d.RawLength) {
+		*buf = make([]byte, max(int(d.RawLength), DefaultBlockSize))
+	}
+	raw = (*buf)[:d.RawLength]
+	if wire.Unpack(d.Codec, raw, a.payload) != nil {
+		a.record.Cause = wire.NakCodec
+		return nil, false
+	}
+	return raw, true
+}
+
+// arrive takes the next message of the primary. In the owner.
+func (m *mirror) arrive(a *arrival) {
+	s := m.current
+	if a.ready != nil {
+		select {
+		case <-a.ready:
+		case <-s.ctx.Done():
+			return
+		}
+	}
+	if s.ctx.Err() != nil {
+		return // nothing is taken that nobody can be told of
+	}
+	if c, ok := a.event.(*replica.Commit); ok && m.store.partial != nil {
+		c.Pages = m.store.partial.Pages()
+	}
+	m.step(a.event, a)
+	if a.record == nil {
+		m.publish()
+	}
+}
+
+// done gives back what a record took of memory and window, once it is settled.
+func (s *mirrorSession) done(a *arrival) {
+	s.pool.Put(a.payload)
+	a.payload = nil
+	s.meter.Done(a.cost)
+	s.out.wake()
+}
+
+// send answers. An Attached is completed by what is known of the device. In the owner.
+func (s *mirrorSession) send(msg wire.Message) {
+	if a, ok := msg.(*wire.Attached); ok {
+		info := s.m.store.dev.Info()
+		a.Size, a.MaxOffers, a.Window = info.Size, maxOffers, uint64(s.m.window)
+		if !info.Direct {
+			a.Flags |= wire.AttachedPageCache
+		}
+	}
+	s.out.add(msg)
+}
+
+// routineSend sends what was answered, and grants.
+func (s *mirrorSession) routineSend(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.out.ready:
+		}
+		for {
+			batch := s.out.take()
+			if granted, ok := s.meter.Next(); ok {
+				batch = append(batch, &wire.Window{Granted: granted})
+			}
+			if len(batch) == 0 {
+				break
+			}
+			if err := s.conn.Send(batch...); err != nil {
+				return err
+			}
+		}
+	}
+}

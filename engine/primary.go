@@ -1,0 +1,336 @@
+package engine
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/blockdev/nbd"
+	"github.com/blkmirror/blkmirror/engine/track"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// primary is a volume that takes writes here, from its recovery to its clean stop.
+//
+//	primary.go        what it consists of; start, stop, a person's wishes
+//	primaryopen.go    recovery: what must be needed by whom
+//	primaryfacts.go   the live facts and their journal
+//	checkpoint.go     bounds what a crash has to compare
+//	compare.go        the device against its own index, after foreign writes
+//	shipper.go …      one for each mirror
+//
+// Goroutines: the export's, the checkpointer, the comparison, and each shipper's; stop ends them in the
+// order in which they depend on each other.
+type primary struct {
+	name        string
+	config      VolumeConfig
+	dir         string // folder of the volume in the state directory
+	log         func(string)
+	node        [32]byte
+	incarnation uint64
+
+	dev       device
+	size      int64
+	blockSize int64
+	now       func() time.Time
+	path      *track.Path
+	tracker   *track.Tracker
+	journal   *journal.VolumeLog
+	facts     facts
+	devices   []wire.Hash // what the device consists of
+	shippers  []*shipper
+	compare   *comparison // nil: nothing to compare
+	index     *indexer
+
+	export   *nbd.Server
+	listener net.Listener
+
+	cancel   context.CancelCauseFunc
+	routines sync.WaitGroup
+	release  func() // of the folder's lock
+
+	read, written atomic.Int64 // bytes, by clients
+	deviceErrors  atomic.Int64
+	deviceError   atomic.Pointer[string] // the last one
+	failure       atomic.Pointer[Error]  // why writes are refused
+}
+
+// primaryDeps is what a primary gets from its node.
+type primaryDeps struct {
+	name   string
+	config VolumeConfig
+	dir    string
+	node   [32]byte
+	fs     journal.FS
+	open   openDevice
+	lock   func(dir string) (release func(), err error)
+	log    func(string)
+	now    func() time.Time
+}
+
+// start lets clients and mirrors in.
+func (p *primary) start(ctx context.Context) error {
+	ctx, p.cancel = context.WithCancelCause(ctx)
+	if p.config.Export != "" {
+		l, err := nbd.Listen(p.config.Export)
+		if err != nil {
+			return &Error{Kind: KindState, Op: "export volume on", On: p.config.Export, Err: err, Next: "choose another address for --export"}
+		}
+		p.listener = l
+		p.export = nbd.NewServer(nbd.Options{Log: p.log}, nbd.Export{Name: p.name, Backend: (*exported)(p)})
+		p.routines.Go(func() {
+			if err := p.export.Serve(l); err != nil {
+				p.log(fmt.Sprintf("export %s: %v", p.config.Export, err))
+			}
+		})
+	}
+	p.routines.Go(func() { p.routineCheckpoint(ctx) })
+	p.routines.Go(func() { p.index.routine(ctx) })
+	if p.compare != nil {
+		p.routines.Go(func() { p.compare.routine(ctx) })
+	}
+	for _, s := range p.shippers {
+		s.start(ctx)
+	}
+	return nil
+}
+
+// stop ends the volume cleanly (docs/LIVE.md, "Clean stop"). Whatever fails on the way, everything is
+// closed; the first error is returned, and then the next start finds an unclean end.
+func (p *primary) stop(ctx context.Context) error {
+	var first error
+	note := func(what string, err error) {
+		if err != nil && first == nil {
+			first = deviceError(what, p.dir, err)
+		}
+	}
+	if p.export != nil {
+		note("close export", p.export.Close(ctx))
+	}
+	p.path.Refuse(errStopping)
+	note("finish writes", p.path.Drain(ctx))
+	for _, s := range p.shippers {
+		s.finish(ctx)
+	}
+	if p.cancel != nil {
+		p.cancel(context.Canceled)
+	}
+	for _, s := range p.shippers {
+		s.stop()
+	}
+	p.routines.Wait()
+	if first == nil {
+		note("make state durable", p.settle())
+	}
+	note("close index", p.index.index.close())
+	note("close journal", p.journal.Close())
+	note("close device", p.dev.Close())
+	p.release()
+	return first
+}
+
+// settle writes the last checkpoint: with it the next start knows exactly what every mirror needs.
+func (p *primary) settle() error {
+	if err := p.dev.Flush(); err != nil {
+		return err
+	}
+	blob, err := deviceFacts(p.dev)
+	if err != nil {
+		return err
+	}
+	return p.checkpoint(func(f *journal.VolumeFacts) { f.Clean, f.Device = true, blob })
+}
+
+var errStopping = fmt.Errorf("the volume is being stopped: %w", os.ErrClosed)
+
+// fail makes the export refuse writes: what the journal cannot remember must not happen. Reads go on.
+func (p *primary) fail(op string, err error) {
+	e, ok := errors.AsType[*Error](deviceError(op, p.dir, err))
+	if !ok {
+		return
+	}
+	if p.failure.CompareAndSwap(nil, e) {
+		e.Next = "make room for the state directory or repair its disk, then restart the daemon: nothing is lost"
+		p.path.Refuse(fmt.Errorf("%s: %w", op, err))
+		p.log(fmt.Sprintf("writes are refused: %v; %s", e, e.Next))
+	}
+}
+
+// fill tells the state of the volume.
+func (p *primary) fill(v *VolumeStatus) {
+	f := p.facts.get()
+	v.Role, v.State, v.Error = "primary", "ok", ""
+	v.Size, v.UUID, v.BlockSize = p.size, hex.EncodeToString(f.UUID[:]), int(f.BlockSize)
+	v.Generation = hex.EncodeToString(f.Generation.ID[:])
+	v.Epoch, v.Mode, v.Export = f.Cut, "async", p.exportName()
+	v.HotRegions, v.DeviceErrors = int64(p.tracker.HotCount()), p.deviceErrors.Load()
+	v.MaxLag = p.maxLag().Seconds()
+	v.ReadBytes, v.WrittenBytes = p.read.Load(), p.written.Load()
+	if text := p.deviceError.Load(); text != nil {
+		v.Error, v.Next = *text, "check the disk (dmesg, smartctl); the range stays in needs until it can be read"
+	}
+	if p.unproven() {
+		v.State, v.Unproven, v.Compared, v.Error = "comparing", true, p.compare.done.Load(), p.compare.reason
+	}
+	if f.Paused {
+		v.State = "paused"
+	}
+	if e := p.failure.Load(); e != nil {
+		v.State, v.Error, v.Next = "failed", e.Error(), e.Next
+	}
+	v.Mirrors = []MirrorStatus{}
+	for _, s := range p.shippers {
+		v.Mirrors = append(v.Mirrors, s.status())
+	}
+}
+
+// exportName is the export's address as bound.
+func (p *primary) exportName() string {
+	if p.listener == nil {
+		return ""
+	}
+	if a := p.listener.Addr(); a.Network() == "tcp" {
+		return "tcp:" + a.String()
+	}
+	return p.config.Export
+}
+
+func (p *primary) maxLag() time.Duration {
+	if p.config.MaxLag > 0 {
+		return p.config.MaxLag
+	}
+	return DefaultMaxLag
+}
+
+// cut has every mirror take a cut that is later than this call.
+func (p *primary) cut(ctx context.Context, wait bool) (uint64, error) {
+	after := p.facts.get().Cut
+	if len(p.shippers) == 0 {
+		return after, &Error{Kind: KindState, Op: "cut", On: p.name, Err: errors.New("the volume has no mirror"), Next: "name one with --mirror"}
+	}
+	for _, s := range p.shippers {
+		s.wantCut()
+	}
+	if !wait {
+		return after + 1, nil
+	}
+	reached := after
+	var missing []string
+	for _, s := range p.shippers {
+		number, err := s.waitApplied(ctx, after)
+		if err != nil {
+			missing = append(missing, s.config.Name+" ("+s.status().State+")")
+		}
+		reached = max(reached, number)
+	}
+	if missing != nil {
+		return reached, &Error{Kind: KindNetwork, Op: "cut", On: p.name,
+			Err: fmt.Errorf("not yet committed and applied by %s", strings.Join(missing, ", ")), Next: "see `blkmirror status`; the cut is taken as soon as they can"}
+	}
+	return reached, nil
+}
+
+func (p *primary) pause() error { return p.setPaused(true) }
+func (p *primary) resume(overwrite string) error {
+	if overwrite != "" && !slices.ContainsFunc(p.shippers, func(s *shipper) bool { return s.config.Name == overwrite }) {
+		return &Error{Kind: KindUsage, Op: "resume", On: p.name, Err: fmt.Errorf("no mirror is called %q", overwrite), Next: "see `blkmirror status` for their names"}
+	}
+	err := p.setPaused(false)
+	for _, s := range p.shippers {
+		s.resume(s.config.Name == overwrite)
+	}
+	return err
+}
+
+func (p *primary) setPaused(paused bool) error {
+	if err := p.facts.change(func(f *journal.VolumeFacts) { f.Paused = paused }); err != nil {
+		p.fail("note pause", err)
+		return deviceError("note pause", p.dir, err)
+	}
+	for _, s := range p.shippers {
+		if paused {
+			s.pause()
+		}
+	}
+	return nil
+}
+
+// rebuild is for a volume whose journal is new while its mirrors are not: it asks them who it is. One that
+// a mirror has taken up already needs none.
+func (p *primary) rebuild() error {
+	known := slices.ContainsFunc(p.facts.get().Mirrors, func(m journal.MirrorFacts) bool { return m.Attached })
+	if known {
+		return &Error{Kind: KindState, Op: "rebuild", On: p.name, Err: errors.New("its journal is in order"), Next: "nothing needs to be done"}
+	}
+	if err := p.facts.change(func(f *journal.VolumeFacts) { f.Rebuilt = true }); err != nil {
+		return journalError("note rebuild", p.dir, err)
+	}
+	p.log("the volume begins a new history; who it is, its mirrors are asked, and everything is compared")
+	for _, s := range p.shippers {
+		s.resume(false)
+	}
+	return nil
+}
+
+// unproven: the comparison after suspected foreign writes is not done.
+func (p *primary) unproven() bool { return p.compare != nil && !p.compare.finished() }
+
+// observe is told of device errors by the write path.
+func (p *primary) observe(op string, e blockdev.Extent, err error) {
+	p.deviceErrors.Add(1)
+	text := fmt.Sprintf("%s at %d+%d: %v", op, e.Offset, e.Length, err)
+	if old := p.deviceError.Swap(&text); old == nil || *old != text {
+		p.log(text)
+	}
+}
+
+// marker adapts the journal to the write path. A journal that fails stops all writes.
+type marker struct{ p *primary }
+
+func (m marker) Mark(regions []uint64) (uint64, error) {
+	lsn, err := m.p.journal.Mark(regions)
+	if err != nil {
+		m.p.fail("mark regions", err)
+	}
+	return uint64(lsn), err
+}
+
+func (m marker) Sync(lsn uint64) error {
+	err := m.p.journal.Sync(journal.LSN(lsn))
+	if err != nil {
+		m.p.fail("mark regions", err)
+	}
+	return err
+}
+
+// exported is the volume as the export shows it.
+type exported primary
+
+func (e *exported) Size() int64                           { return e.size }
+func (e *exported) ReadOnly() bool                        { return false }
+func (e *exported) Zero(off, n int64, mayFree bool) error { return e.path.Zero(off, n, mayFree) }
+func (e *exported) Trim(off, n int64) error               { return e.path.Trim(off, n) }
+func (e *exported) Flush() error                          { return e.path.Flush() }
+func (e *exported) CheapZero() bool                       { return e.path.CheapZero() }
+
+func (e *exported) ReadAt(b []byte, off int64) error {
+	e.read.Add(int64(len(b)))
+	return e.path.ReadAt(b, off)
+}
+
+func (e *exported) WriteAt(b []byte, off int64) error {
+	e.written.Add(int64(len(b)))
+	return e.path.WriteAt(b, off)
+}
+
+func (e *exported) NextData(off int64) (blockdev.Extent, error) { return e.path.NextData(off) }

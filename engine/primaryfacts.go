@@ -1,0 +1,101 @@
+package engine
+
+import (
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/journal"
+)
+
+// facts are the live facts of a primary's volume and the journal that keeps them. One lock orders what is
+// written: a record holds all facts, so a later one must never carry an older value.
+type facts struct {
+	mu   sync.Mutex
+	now  journal.VolumeFacts
+	log  *journal.VolumeLog
+	full bool // the log has only its reserve left: no new numbers
+}
+
+// errJournalLow stops cuts while the journal has only its reserve left, which is for marks.
+var errJournalLow = errors.New("the journal has only its reserved room left")
+
+// number takes the next number for a cut or a bulk flush of one mirror and makes it durable: it is never
+// used again, whatever happens, and the journal knows that this mirror may hold it.
+func (f *facts) number(mirror string) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.log.Low() {
+		return 0, errJournalLow
+	}
+	f.now.Cut++
+	f.mirror(mirror).Sent = f.now.Cut
+	return f.now.Cut, f.log.SetFacts(f.now)
+}
+
+// seen raises the counter above a number that a mirror has shown.
+func (f *facts) seen(number uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now.Cut = max(f.now.Cut, number)
+}
+
+// committed notes what a mirror has confirmed. It need not be durable: after a crash an older value only
+// means that more is in doubt. It comes before the sets change, and a checkpoint reads the sets before the
+// facts, so that no checkpoint pairs smaller sets with an older cut.
+func (f *facts) committed(mirror string, number uint64, bulk bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.mirror(mirror)
+	m.Committed, m.Bulk = number, bulk
+	_, err := f.log.AppendFacts(f.now)
+	return err
+}
+
+// attached notes which node a mirror is, and what it holds, durably: from here on its numbers are compared.
+func (f *facts) attached(mirror string, node [32]byte, committed, sent uint64, bulk bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.mirror(mirror)
+	before := *m
+	m.Node, m.Attached, m.Committed, m.Bulk, m.Sent = node, true, committed, bulk, max(m.Sent, sent)
+	if *m == before {
+		return nil
+	}
+	return f.log.SetFacts(f.now)
+}
+
+// change edits the facts and makes them durable.
+func (f *facts) change(edit func(*journal.VolumeFacts)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	edit(&f.now)
+	return f.log.SetFacts(f.now)
+}
+
+// get is a copy of the facts.
+func (f *facts) get() journal.VolumeFacts {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.now
+	c.Mirrors = slices.Clone(c.Mirrors)
+	return c
+}
+
+// of is what is remembered of one mirror.
+func (f *facts) of(mirror string) journal.MirrorFacts {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return *f.mirror(mirror)
+}
+
+// mirror is the entry of a mirror, made where there is none. f.mu is held.
+func (f *facts) mirror(name string) *journal.MirrorFacts {
+	for i := range f.now.Mirrors {
+		if f.now.Mirrors[i].Name == name {
+			return &f.now.Mirrors[i]
+		}
+	}
+	f.now.Mirrors = append(f.now.Mirrors, journal.MirrorFacts{Name: name})
+	return &f.now.Mirrors[len(f.now.Mirrors)-1]
+}

@@ -1,0 +1,92 @@
+package replica
+
+import (
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+func newDoubts(size int64) *blockdev.PageSet { return blockdev.NewPageSet(pages(size)) }
+
+// bulk opens the device for writing in place. The first byte comes after the facts say so, durably, and
+// after the index is gone. Where they say so already, the index holds what passed by since.
+func (c *Core) bulk(m *wire.Bulk) bool {
+	s, f := c.session, c.mirror()
+	switch {
+	case m.Base != f.Committed:
+		return c.end(wire.CodeIntegrity, "Bulk on %d, and the mirror is at %d", m.Base, f.Committed)
+	case len(f.Epochs) > 0 || s.offers > 0 || s.writes > 0:
+		return false
+	}
+	c.drop()
+	if !f.InPlace || !f.Inconsistent {
+		f.InPlace, f.Inconsistent = true, true
+		c.journal()
+		c.do(DropIndex{})
+	}
+	s.bulk, s.refused = true, false
+	return true
+}
+
+// direct has a run written in place.
+func (c *Core) direct() {
+	if !c.session.bulk {
+		c.end(wire.CodeProtocol, "Data of epoch 0 outside bulk")
+		return
+	}
+	c.session.writes++
+	c.settled = false
+	c.do(Write{})
+}
+
+// flush makes all that came before it in bulk durable, and its number the place from which to go on.
+func (c *Core) flush(m *wire.Flush) bool {
+	s, f := c.session, c.mirror()
+	switch {
+	case !s.bulk:
+		return c.end(wire.CodeProtocol, "Flush %d outside bulk", m.Number)
+	case m.Number <= f.Committed:
+		return c.end(wire.CodeProtocol, "Flush %d, and the mirror is at %d", m.Number, f.Committed)
+	case s.writes > 0:
+		return false
+	}
+	c.do(FlushDevice{})
+	c.settled = true
+	f.Committed, f.Applied, f.Bulk = m.Number, m.Number, true
+	f.Holes, f.Unproven = nil, false
+	f.Incarnation = s.incarnation
+	c.settleHistory()
+	c.journal()
+	c.send(&wire.Flushed{Number: m.Number, Position: m.Position})
+	return true
+}
+
+// offer compares hashes with the device, when nothing is staged or unapplied and what was written is durable.
+func (c *Core) offer(m *wire.Offer) bool {
+	s := c.session
+	switch {
+	case c.staged != nil:
+		return c.end(wire.CodeProtocol, "Offer %d while epoch %d is staged", m.Seq, c.staged.Number)
+	case len(c.mirror().Epochs) > 0 || s.writes > 0:
+		return false
+	}
+	if !c.settled {
+		c.do(FlushDevice{})
+		c.settled = true
+	}
+	s.offers++
+	c.do(Compare{m})
+	return true
+}
+
+// compared ends an offer. What is equal is vouched for again; the journal learns it with the next record
+// that is made anyway, or when the last doubt goes.
+func (c *Core) compared(e *Compared) {
+	c.session.offers--
+	if c.doubts.Count() == 0 || !c.clearWhole(e.Equal) {
+		return
+	}
+	c.listDoubts()
+	if c.doubts.Count() == 0 {
+		c.journal()
+	}
+}

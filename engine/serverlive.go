@@ -1,0 +1,154 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// What the server does with live volumes: every volume is a primary or (possibly) a mirror. A volume that
+// no primary has attached to yet has no durable role, and serves one-shot syncs as well.
+
+// openLive gives a volume its role: the durable one where there is one, else what the configuration says.
+// One that cannot be opened is `failed` and does not stop the others.
+func (s *server) openLive(ctx context.Context, v *volume) {
+	dir := filepath.Join(s.StateDir, "volumes", v.name)
+	role, err := durableRole(dir)
+	var live liveVolume
+	switch {
+	case err != nil && !errors.Is(err, journal.ErrDamaged):
+	case role == journal.RolePrimary, role == 0 && wantsPrimary(v.config):
+		live, err = s.openPrimary(ctx, v, dir)
+	default:
+		live, err = openMirror(mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name)})
+	}
+	if err != nil {
+		f := &failedVolume{open: func() (liveVolume, error) { return s.openPrimary(ctx, v, dir) }, dir: dir, swap: v.setLive}
+		f.set(err)
+		s.log(fmt.Sprintf("volume %s: failed: %v", v.name, err))
+		live = f
+	}
+	v.setLive(live)
+}
+
+func wantsPrimary(c VolumeConfig) bool {
+	return c.Role == "primary" || c.Role == "" && (c.Export != "" || len(c.Mirrors) > 0)
+}
+
+// durableRole is the role that a journal knows; 0: there is none.
+func durableRole(dir string) (uint8, error) {
+	if _, err := journal.OS.ReadDir(filepath.Join(dir, "journal")); err != nil {
+		return 0, nil
+	}
+	log, state, err := journal.OpenVolume(journal.OS, dir, journal.VolumeOptions{})
+	if err != nil {
+		return 0, journalError("open journal", dir, err)
+	}
+	if !state.Found {
+		return 0, log.Close()
+	}
+	return state.Facts.Role, log.Close()
+}
+
+func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVolume, error) {
+	if err := journal.OS.Mkdir(dir); err != nil {
+		return nil, deviceError("make folder", dir, err)
+	}
+	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: sha256.Sum256([]byte(s.id)),
+		fs: journal.OS, open: openFile, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.start(context.WithoutCancel(ctx)); err != nil {
+		p.stop(ctx)
+		return nil, err
+	}
+	return p, nil
+}
+
+func (s *server) volumeLog(name string) func(string) {
+	return func(text string) { s.log(fmt.Sprintf("volume %s: %s", name, text)) }
+}
+
+// stopLive ends all live volumes at once, each within what a clean stop may take.
+func (s *server) stopLive() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	done := make(chan string)
+	for _, name := range s.names {
+		go func() {
+			text := ""
+			if live := s.volumes[name].getLive(); live != nil {
+				if err := live.stop(ctx); err != nil {
+					text = fmt.Sprintf("volume %s: not stopped cleanly: %v", name, err)
+				}
+			}
+			done <- text
+		}()
+	}
+	for range s.names {
+		if text := <-done; text != "" {
+			s.log(text)
+		}
+	}
+}
+
+// stopTimeout bounds what a clean stop waits for: mirrors that lag, clients that do not end.
+const stopTimeout = 5 * time.Second
+
+// asMirror runs a session that a primary has begun.
+func (s *server) asMirror(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) error {
+	m, ok := v.getLive().(*mirror)
+	if !ok {
+		err := &Error{Kind: KindState, Op: "attach to volume", On: v.name, Err: errors.New("this node is its primary, or it failed here"),
+			Next: "see `blkmirror status` on that node", code: wire.CodeState}
+		refuse(conn, err)
+		return err
+	}
+	return m.session(ctx, conn, hello, peer)
+}
+
+// syncAllowed refuses one-shot syncs with a volume that is replicated live.
+func (v *volume) syncAllowed(role string) error {
+	var what string
+	switch live := v.getLive().(type) {
+	case *primary:
+		what = "it is a primary, and open for its clients"
+	case *mirror:
+		if !live.holds() {
+			return nil
+		}
+		what = "it is the mirror of a primary, which alone may write to it"
+	case *failedVolume:
+		what = "it failed to open as a primary"
+	default:
+		return nil
+	}
+	return &Error{Kind: KindState, Op: "use volume as " + role, On: v.name, Err: errors.New(what),
+		Next: "sync with another volume; a live one is kept equal by itself", code: wire.CodeState}
+}
+
+func (v *volume) setLive(l liveVolume) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.live = l
+}
+
+func (v *volume) getLive() liveVolume {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.live
+}
+
+// holds tells whether a mirror has a durable role.
+func (m *mirror) holds() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.view.held
+}

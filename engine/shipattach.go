@@ -1,0 +1,274 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/ship"
+	"github.com/blkmirror/blkmirror/engine/track"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// shipSession is one connection of a shipper, after Attached.
+type shipSession struct {
+	*link
+	window *wire.SendWindow
+	work   chan offerJob
+
+	// ship ends when reading must stop: the session is over, or the cut was given up.
+	mu     sync.Mutex
+	ship   context.Context
+	noShip context.CancelCauseFunc
+}
+
+// end ends the session with a reason.
+func (s *shipSession) end(err error) { s.cancel(err) }
+
+// connect is the life of one connection.
+func (s *shipper) connect(ctx context.Context) (established bool, err error) {
+	nc, err := wire.Dial(ctx, s.config.Address)
+	if err == nil {
+		err = wire.CheckPlainConn(nc)
+	}
+	if err != nil {
+		if nc != nil {
+			nc.Close()
+		}
+		return false, networkError(s.config.Address, err)
+	}
+	conn := wire.NewConn(nc, wire.ConnOptions{})
+	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
+	hello, answer, err := s.attach(conn)
+	if !release() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		conn.Established()
+		err = s.session1(ctx, conn, hello, answer)
+		established = true
+	}
+	conn.Close(err)
+	s.stats.wire.Add(conn.Sent() + conn.Received())
+	return established, err
+}
+
+// attach is the handshake.
+func (s *shipper) attach(conn *wire.Conn) (*wire.Hello, *wire.Attached, error) {
+	hello, err := greet(conn, &wire.Hello{Node: s.p.node, Name: hostName(), Software: software, Role: wire.RolePrimary, Volume: s.p.name})
+	if err != nil {
+		return nil, nil, err
+	}
+	f := s.p.facts.get()
+	m := s.p.facts.of(s.config.Name)
+	open := &wire.Attach{Volume: s.p.name, VolumeID: f.UUID, Generation: wire.Generation(f.Generation), Incarnation: s.p.incarnation,
+		Connection: s.connection.Add(1), Size: s.p.size, BlockSize: f.BlockSize, Committed: m.Committed, LastSent: max(m.Sent, m.Committed), Devices: s.p.devices}
+	s.mu.Lock()
+	if s.replace {
+		open.Flags |= wire.AttachOverwrite
+	}
+	s.mu.Unlock()
+	if f.Rebuilt {
+		open.Flags |= wire.AttachRebuilt
+	}
+	if err := conn.Send(open); err != nil {
+		return nil, nil, err
+	}
+	msg, err := conn.Next()
+	if err != nil {
+		return nil, nil, err
+	}
+	switch msg := msg.(type) {
+	case *wire.Attached:
+		if msg.Size < s.p.size {
+			return nil, nil, protocolError("a mirror of %d bytes takes a volume of %d", msg.Size, s.p.size)
+		}
+		return hello, msg, s.adopt(f, msg)
+	case *wire.Refused:
+		return nil, nil, &wire.RemoteError{Code: msg.Code, Text: msg.Text}
+	}
+	return nil, nil, unexpected(msg, "Attached")
+}
+
+// errAdopted ends a connection that brought a rebuilt volume its identity: the next one uses it.
+var errAdopted = errors.New("the volume took its identity over from the mirror")
+
+// adopt takes UUID and history over from a mirror where the journal was rebuilt: the volume goes on as a
+// child of what the mirror holds, at no cut of it.
+func (s *shipper) adopt(f journal.VolumeFacts, a *wire.Attached) error {
+	if !f.Rebuilt || a.VolumeID == [16]byte{} {
+		return nil
+	}
+	err := s.p.facts.change(func(f *journal.VolumeFacts) {
+		f.UUID, f.Rebuilt = a.VolumeID, false
+		f.Generation.Counter, f.Generation.Parent, f.Generation.ParentCut = a.Generation.Counter+1, a.Generation.ID, 0
+		f.Cut = max(f.Cut, a.LastCut, a.StagedNumber)
+	})
+	if err != nil {
+		s.p.fail("note identity", err)
+		return err
+	}
+	g := wire.Generation(s.p.facts.get().Generation)
+	for _, o := range s.p.shippers {
+		o.mu.Lock()
+		o.core.Rename(g)
+		o.mu.Unlock()
+	}
+	return errAdopted
+}
+
+// session1 runs a session from Attached on.
+func (s *shipper) session1(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attached) error {
+	var prog Progress
+	l := newLink(ctx, conn, &prog)
+	session := &shipSession{link: l, window: wire.NewWindow(a.Window), work: make(chan offerJob)}
+	session.ship, session.noShip = context.WithCancelCause(l.ctx)
+	if err := s.attached(session, hello, a); err != nil {
+		l.cancel(err)
+		return l.run(func(wire.Message) error { return nil }, func() error { return err })
+	}
+	err := l.run(s.handle, func() error { return s.run(session) })
+	s.lost()
+	return err
+}
+
+// run ends when the session has, with everything that it started.
+func (s *shipper) run(session *shipSession) error {
+	var routines sync.WaitGroup
+	for range shipReaders {
+		routines.Go(func() { s.routineRead(session) })
+	}
+	for range shipOffers {
+		routines.Go(func() { s.routineOffer(session) })
+	}
+	s.notify()
+	<-session.ctx.Done()
+	session.window.Close(context.Cause(session.ctx))
+	routines.Wait()
+	return context.Cause(session.ctx)
+}
+
+// attached takes what the mirror says up: facts first, then sets, then the session is the present one.
+func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Attached) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.p.facts.seen(max(a.LastCut, a.StagedNumber))
+	s.node = hello.Name
+	v := s.core.Attached(a, s.replace)
+	if v.Refused != "" {
+		s.session = session
+		s.p.log(fmt.Sprintf("mirror %s: %s", s.config.Name, v.Refused))
+		s.notifyLocked()
+		return nil
+	}
+	s.replace = false
+	s.core.AllowOffers(int(min(a.MaxOffers, shipOffers)))
+	st := s.core.State()
+	sent := s.p.facts.of(s.config.Name).Sent
+	if err := s.p.facts.attached(s.config.Name, hello.Node, st.Committed, max(sent, st.Committed), st.BulkBase); err != nil {
+		s.p.fail("note mirror", err)
+		return err
+	}
+	if err := s.apply(&v); err != nil {
+		return err
+	}
+	if a.Flags&wire.AttachedBlank != 0 {
+		s.blank = a.DataEnd
+	} else {
+		s.blank = -1
+	}
+	s.offerSeq, s.doubtAt = 0, 0
+	clear(s.offers)
+	s.session = session
+	return nil
+}
+
+// apply makes the sets what the core found. s.mu is held.
+func (s *shipper) apply(v *ship.Attachment) error {
+	t := s.p.tracker
+	if v.Committed || v.Flushed {
+		t.Committed(s.sets)
+	}
+	if v.Uncommit {
+		t.Uncommit(s.sets)
+	}
+	if v.AllDirty || v.AllDoubt != "" || v.Restart {
+		t.DropEpoch(s.sets)
+		s.forgetKept()
+	}
+	switch {
+	case v.AllDirty:
+		t.Dirty(s.sets, 0, t.Pages())
+	case v.AllDoubt != "":
+		t.DoubtAll(s.sets)
+		s.p.log(fmt.Sprintf("mirror %s: everything is compared: %s", s.config.Name, v.AllDoubt))
+	}
+	if v.Uncommit {
+		s.forgetKept()
+	}
+	if len(v.NotStaged) > 0 {
+		t.GiveUp(s.sets, runsOf(v.NotStaged))
+	}
+	s.reship(v)
+	return nil
+}
+
+// reship brings back what was sent and is not staged: from its kept copy, or to be read again where the
+// page was not written since the cut. Everything else that was kept is staged. s.mu is held.
+func (s *shipper) reship(v *ship.Attachment) {
+	var missing []track.Run
+	var again []item
+	for i, r := range v.Lost {
+		if it, ok := s.kept[r.Seq]; ok && !v.Answered[i] {
+			delete(s.kept, r.Seq)
+			it.follow = 0
+			again = append(again, it)
+			continue
+		}
+		missing = append(missing, runsOf([]wire.Extent{{Offset: r.Offset, Length: r.Length}})...)
+	}
+	for _, it := range s.kept {
+		it.buf.release()
+	}
+	clear(s.kept)
+	s.again = append(again, s.again...)
+	if len(missing) > 0 && !s.p.tracker.WantAgain(s.sets, missing) {
+		s.core.Spoil()
+	}
+}
+
+// forgetKept drops every copy: what they were for is to be read anew. s.mu is held.
+func (s *shipper) forgetKept() {
+	for _, it := range s.kept {
+		it.buf.release()
+	}
+	clear(s.kept)
+	for _, it := range s.again {
+		it.buf.release()
+	}
+	s.again = nil
+	s.full = false
+}
+
+// lost notes that the connection is gone. What was sent and not acknowledged is kept for the next one.
+func (s *shipper) lost() {
+	s.mu.Lock()
+	s.session = nil
+	s.core.Lost(s.p.now())
+	s.notifyLocked()
+	s.mu.Unlock()
+	s.poke()
+}
+
+// runsOf turns extents of whole records into runs of pages.
+func runsOf(extents []wire.Extent) []track.Run {
+	runs := make([]track.Run, 0, len(extents))
+	for _, e := range extents {
+		first := uint64(e.Offset) / blockdev.PageSize
+		runs = append(runs, track.Run{First: first, Count: pagesOf(e.Offset+e.Length) - first})
+	}
+	return runs
+}

@@ -1,0 +1,359 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/ship"
+	"github.com/blkmirror/blkmirror/engine/track"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// shipper keeps one mirror up to date, over any number of connections:
+//
+//	shipper.go       what it holds; connecting; a person's wishes; status
+//	shipattach.go    a new connection: the handshake, and what it means for the sets
+//	shipdrive.go     routineDrive does what the core says, one thing at a time
+//	shipread.go      readers take closed pages, hash and pack them, and send
+//	shipreceive.go   what the mirror answers
+//
+// Locks, in this order: hands, sending, mu. Whoever has a batch between reading and sending holds hands
+// shared; routineDrive takes it exclusively to know that nobody does.
+type shipper struct {
+	p      *primary
+	config MirrorConfig
+	sets   *track.Sets
+	pool   *blockdev.Pool // payloads that are not acknowledged, and what is being read
+
+	hands   sync.RWMutex
+	inHand  atomic.Int64 // batches between reading and sending
+	sending sync.Mutex   // gives out sequence numbers, in the order in which frames go out
+
+	mu       sync.Mutex
+	core     *ship.Core
+	full     bool            // the write path gave the cut up
+	kept     map[uint64]item // sent and not acknowledged, by Seq
+	again    []item          // to be sent before anything else
+	voids    *blockdev.PageSet
+	session  *shipSession // nil: not connected
+	offers   map[uint64]claim
+	offerSeq uint64
+	doubtAt  uint64 // where the next offer begins
+	tries    map[int64]int
+	blank    int64         // at and behind it the mirror's device reads as zero, where nothing was sent yet; -1: not known
+	changed  chan struct{} // closed and made anew whenever the state changes
+	stopped  string        // why no connection is made: a person has to do something
+	replace  bool          // a person said that the mirror's history does not count
+	last     *DisconnectCause
+	node     string
+
+	wake     chan struct{} // one token: routineDrive has something to look at
+	redial   chan struct{} // one token: connect now
+	cancel   context.CancelCauseFunc
+	routines sync.WaitGroup
+
+	connection atomic.Uint64
+	stats      struct {
+		shipped, offered, wire, retried, reconnects, givenUp atomic.Int64
+	}
+	doubts doubtList // owned by the session's reader
+}
+
+// item is one record's worth of content, kept until the mirror has it.
+type item struct {
+	off, length int64
+	zero        bool
+	mayFree     bool
+	hash        wire.Hash
+	codec       wire.Codec
+	payload     []byte // packed or raw; a part of buf
+	buf         *shared
+	follow      uint32 // raw bytes that come contiguously behind it in its batch
+	tries       int
+}
+
+// shared is a buffer of the pool that several items refer to.
+type shared struct {
+	pool *blockdev.Pool
+	bufs [][]byte
+	refs atomic.Int32
+}
+
+func (b *shared) release() {
+	if b != nil && b.refs.Add(-1) == 0 {
+		for _, buf := range b.bufs {
+			b.pool.Put(buf)
+		}
+	}
+}
+
+// claim is an offer that is not answered.
+type claim struct {
+	first, count uint64 // pages
+	unit         uint64 // pages that one hash covers
+}
+
+// The limits of one shipper.
+const (
+	shipReaders = 6
+	shipBatch   = 512 << 10 // raw bytes that a reader gathers before it sends
+	shipMemory  = 48 << 20  // unacknowledged payloads (the window, 32 MiB) and what is being read
+	shipOffers  = 3         // readers that hash what is offered
+	pageOffers  = 16 << 30  // bytes of doubt up to which pages are offered, and not blocks
+	awakeEvery  = 250 * time.Millisecond
+)
+
+func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
+	s := &shipper{p: p, config: m, pool: blockdev.NewPool(shipMemory), kept: map[uint64]item{}, offers: map[uint64]claim{},
+		tries: map[int64]int{}, blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
+	s.sets = p.tracker.AddConsumer(m.Name, c)
+	known := p.facts.of(m.Name)
+	g := p.facts.get().Generation
+	s.core = ship.New(s.tune(), wire.Generation(g), p.incarnation,
+		ship.History{Committed: known.Committed, Sent: known.Sent, Bulk: known.Bulk, Known: known.Attached})
+	if p.facts.get().Paused {
+		s.core.Pause()
+	}
+	return s
+}
+
+func (s *shipper) tune() ship.Config {
+	return ship.Config{Interval: s.p.config.Interval, BulkWhenFull: s.p.config.OnStagingFull == "bulk"}
+}
+
+// start begins to connect and to drive. stop ends both and waits.
+func (s *shipper) start(ctx context.Context) {
+	ctx, s.cancel = context.WithCancelCause(ctx)
+	s.routines.Go(func() { s.routineDrive(ctx) })
+	s.routines.Go(func() { s.routineConnect(ctx) })
+}
+
+func (s *shipper) stop() {
+	if s.cancel != nil {
+		s.cancel(context.Canceled)
+	}
+	s.routines.Wait()
+}
+
+// finish gives the mirror what is under way, as far as ctx allows: with nothing written since, a clean stop
+// then leaves both sides equal.
+func (s *shipper) finish(ctx context.Context) {
+	s.mu.Lock()
+	connected := s.session != nil
+	s.mu.Unlock()
+	if !connected {
+		return
+	}
+	after := s.p.facts.get().Cut
+	s.wantCut()
+	s.waitCommitted(ctx, after)
+}
+
+// routineConnect keeps a connection to the mirror: at once after a loss, then with back-off and jitter.
+func (s *shipper) routineConnect(ctx context.Context) {
+	backoff := backoffFirst
+	for ctx.Err() == nil {
+		if s.mayConnect() {
+			established, err := s.connect(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			s.disconnected(err)
+			if established {
+				backoff = backoffFirst
+				s.stats.reconnects.Add(1)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.redial:
+			backoff = backoffFirst
+		case <-time.After(backoff/2 + rand.N(backoff/2)):
+			backoff = min(2*backoff, shipBackoffMax)
+		}
+	}
+}
+
+// A mirror that was started anew is found within seconds.
+const shipBackoffMax = 5 * time.Second
+
+func (s *shipper) mayConnect() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped == ""
+}
+
+// disconnected notes why a connection ended: logged once for each cause in a row, and shown.
+func (s *shipper) disconnected(err error) {
+	if err == nil {
+		return
+	}
+	var own *Error
+	if !errors.As(sessionError(err, s.config.Address), &own) {
+		own = &Error{Err: err}
+	}
+	class := string(classOf(err))
+	s.mu.Lock()
+	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
+	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: time.Now().UTC().Format(time.RFC3339)}
+	if own.Kind == KindIntegrity {
+		s.stopped = own.Error() + "; " + resumeHint
+	}
+	s.notifyLocked()
+	s.mu.Unlock()
+	if !same {
+		s.p.log(fmt.Sprintf("mirror %s: %v; %s", s.config.Name, own, own.Next))
+	}
+}
+
+const resumeHint = "nothing more is sent until `blkmirror resume VOLUME`"
+
+// classOf is the class of a disconnect, for people and for counting.
+func classOf(err error) wire.Class {
+	if errors.Is(err, errMismatch) {
+		return wire.ClassIntegrity
+	}
+	return wire.Classify(err)
+}
+
+// poke wakes routineDrive.
+func (s *shipper) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// notifyLocked tells everybody who waits for a change. s.mu is held.
+func (s *shipper) notifyLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *shipper) notify() {
+	s.mu.Lock()
+	s.notifyLocked()
+	s.mu.Unlock()
+	s.poke()
+}
+
+func (s *shipper) wantCut() {
+	s.mu.Lock()
+	s.core.WantCut()
+	s.mu.Unlock()
+	s.poke()
+}
+
+func (s *shipper) pause() {
+	s.mu.Lock()
+	s.core.Pause()
+	s.mu.Unlock()
+	s.poke()
+}
+
+func (s *shipper) resume(overwrite bool) {
+	s.mu.Lock()
+	s.core.Resume()
+	s.stopped, s.replace = "", s.replace || overwrite
+	clear(s.tries)
+	session := s.session
+	refused := s.core.State().Phase == ship.Refused
+	s.notifyLocked()
+	s.mu.Unlock()
+	if refused && session != nil {
+		session.end(errResumed)
+	}
+	s.poke()
+	select {
+	case s.redial <- struct{}{}:
+	default:
+	}
+}
+
+var errResumed = errors.New("a person asked for another try")
+
+// waitApplied returns when the mirror's device holds a cut above after; waitCommitted when it cannot lose it.
+func (s *shipper) waitApplied(ctx context.Context, after uint64) (uint64, error) {
+	return s.waitFor(ctx, func(st ship.State) (uint64, bool) {
+		return st.Applied, st.Applied > after && !st.Inconsistent && !st.BulkBase
+	})
+}
+
+func (s *shipper) waitCommitted(ctx context.Context, after uint64) (uint64, error) {
+	return s.waitFor(ctx, func(st ship.State) (uint64, bool) { return st.Committed, st.Committed > after && !st.BulkBase })
+}
+
+func (s *shipper) waitFor(ctx context.Context, reached func(ship.State) (uint64, bool)) (uint64, error) {
+	for {
+		s.mu.Lock()
+		st, changed := s.core.State(), s.changed
+		s.mu.Unlock()
+		number, ok := reached(st)
+		if ok {
+			return number, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return number, context.Cause(ctx)
+		}
+	}
+}
+
+// status tells how the mirror stands.
+func (s *shipper) status() MirrorStatus {
+	counts := s.p.tracker.Counts(s.sets)
+	lag := s.sets.Oldest(time.Now())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.core.State()
+	m := MirrorStatus{Node: s.node, Address: s.config.Address, Reason: st.Reason, CommittedEpoch: st.Committed, AppliedEpoch: st.Applied,
+		LagSeconds: lag.Seconds(), NeedsBytes: s.bytes(counts.Needs), StagedBytes: s.bytes(counts.Staged), Holes: int64(counts.Holes),
+		LagBytes:     s.bytes(counts.Needs - counts.Doubt),
+		ShippedBytes: s.stats.shipped.Load(), OfferedBytes: s.stats.offered.Load(), WireBytes: s.stats.wire.Load(),
+		RetriedBlocks: s.stats.retried.Load(), Reconnects: s.stats.reconnects.Load(), GivenUp: s.stats.givenUp.Load(),
+		CapturedBytes: s.bytes(counts.Captured), RoomMissing: st.Missing, LastDisconnect: s.last}
+	if s.session != nil {
+		m.RTTMillis = float64(s.session.conn.RTT().Microseconds()) / 1000
+		m.WireBytes += s.session.conn.Sent() + s.session.conn.Received()
+	}
+	m.State = s.state(st, lag)
+	if s.stopped != "" {
+		m.Reason = s.stopped
+	}
+	return m
+}
+
+// bytes of pages, of which the last of the volume may be short: at most the volume.
+func (s *shipper) bytes(pages uint64) int64 { return min(int64(pages)*blockdev.PageSize, s.p.size) }
+
+// state is the word for how a mirror stands (DESIGN §10).
+func (s *shipper) state(st ship.State, lag time.Duration) string {
+	switch {
+	case s.stopped != "":
+		return "read-only"
+	case st.Paused:
+		return "paused"
+	case s.session == nil:
+		return "connecting"
+	case st.Phase == ship.Refused:
+		return "refused"
+	case st.Phase == ship.Bulk || st.Inconsistent && st.Phase == ship.Shipping:
+		return "bulk"
+	case st.Phase == ship.Reconciling:
+		return "reconciling"
+	case st.Holding:
+		return "holding"
+	case lag > s.p.maxLag():
+		return "lagging"
+	case !st.Began.IsZero() && time.Since(st.Began) > 2*max(s.p.config.Interval, time.Second):
+		return "catching-up"
+	}
+	return "connected"
+}

@@ -1,0 +1,275 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"unsafe"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/ship"
+	"github.com/blkmirror/blkmirror/engine/track"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+const pageSize = blockdev.PageSize
+
+// routineRead is one reader of a session: it takes a batch of closed pages, hashes and packs private copies
+// of them, and sends. Several of them keep the disk, the processor and the wire busy at once; in which
+// order batches go out does not matter, since no page is in two of them.
+func (s *shipper) routineRead(session *shipSession) {
+	packer := wire.NewPacker()
+	for session.ctx.Err() == nil {
+		s.mu.Lock()
+		epoch, ok := s.core.MayShip()
+		changed := s.changed
+		s.mu.Unlock()
+		more := false
+		if ok {
+			var err error
+			if more, err = s.shipBatch(session, epoch, packer); err != nil {
+				session.end(err)
+				return
+			}
+		}
+		if more {
+			continue
+		}
+		s.poke() // this may have been the last of it
+		select {
+		case <-changed:
+		case <-session.ctx.Done():
+		}
+	}
+}
+
+// shipBatch reads and sends one batch. more: there may be more to do at once.
+func (s *shipper) shipBatch(session *shipSession, epoch uint64, packer *wire.Packer) (more bool, err error) {
+	s.hands.RLock()
+	defer s.hands.RUnlock()
+	s.inHand.Add(1)
+	defer s.inHand.Add(-1)
+	ctx := session.shipping()
+	s.mu.Lock()
+	now, ok := s.core.MayShip()
+	items := s.takeAgainLocked(ok && now == epoch)
+	s.mu.Unlock()
+	if !ok || now != epoch {
+		return true, nil // it changed while we waited for hands
+	}
+	more = len(items) > 0
+	if !more {
+		items, more, err = s.readBatch(ctx, packer)
+		if errors.Is(err, track.ErrGivenUp) || err != nil && ctx.Err() != nil {
+			err = nil
+		}
+	}
+	if len(items) > 0 {
+		if serr := s.sendItems(ctx, session, epoch, items); err == nil {
+			err = serr
+		}
+	}
+	return more, err
+}
+
+// takeAgainLocked takes what has to be sent again, at most a batch.
+func (s *shipper) takeAgainLocked(ok bool) (items []item) {
+	for n := int64(0); ok && len(s.again) > 0 && n < shipBatch; s.again = s.again[1:] {
+		items = append(items, s.again[0])
+		n += s.again[0].length
+	}
+	return items
+}
+
+// readBatch reads closed pages until a batch is full or nothing is left, and makes items of them.
+func (s *shipper) readBatch(ctx context.Context, packer *wire.Packer) (items []item, more bool, err error) {
+	buf := &shared{pool: s.pool}
+	buf.refs.Store(1)
+	defer buf.release()
+	var read int64
+	more = true
+	for more && read < shipBatch && err == nil {
+		var pieces []track.Piece
+		pieces, more, err = s.p.path.ReadClosed(ctx, s.sets, shipBatch, buf)
+		if len(pieces) == 0 && err == nil && !more {
+			break
+		}
+		for i := range pieces {
+			items = s.addItems(items, &pieces[i], buf)
+			read += min(pieces[i].Length, shipBatch)
+		}
+	}
+	s.hashItems(items)
+	for i := range items {
+		it := &items[i]
+		if !it.zero {
+			codec, packed := packer.Compress(nil, it.payload)
+			if codec != wire.CodecRaw {
+				// The compressed bytes fit into the place of the raw ones, which are not needed any more.
+				it.payload = it.payload[:copy(it.payload, packed)]
+			}
+			it.codec = codec
+		}
+		buf.refs.Add(1)
+		it.buf = buf
+	}
+	return items, more, err
+}
+
+// Get and Put make a batch the place where what is read for it goes.
+func (b *shared) Get(ctx context.Context, n int) ([]byte, error) {
+	buf, err := b.pool.Get(ctx, n)
+	if err == nil {
+		b.bufs = append(b.bufs, buf)
+	}
+	return buf, err
+}
+
+// Put gives one buffer back before the others.
+func (b *shared) Put(buf []byte) {
+	same := func(o []byte) bool { return unsafe.SliceData(o) == unsafe.SliceData(buf) }
+	b.bufs = slices.DeleteFunc(b.bufs, same)
+	b.pool.Put(buf)
+}
+
+// addItems cuts a piece into items: zeroes into extents, everything else into runs inside blocks.
+func (s *shipper) addItems(items []item, p *track.Piece, buf *shared) []item {
+	off := int64(p.First) * pageSize
+	switch {
+	case p.Err != nil:
+		s.p.observe("read volume", blockdev.Extent{Offset: off, Length: p.Length}, p.Err)
+		return items
+	case p.Zero || blockdev.IsZero(p.Data):
+		for end := off + p.Length; off < end; {
+			n := min(end-off, wire.MaxZeroExtent)
+			items = append(items, item{off: off, length: n, zero: true, mayFree: p.Zero, hash: wire.ZeroHash(off, n)})
+			off += n
+		}
+		return items
+	}
+	block := s.p.blockSize
+	for data := p.Data; len(data) > 0; {
+		n := min(int64(len(data)), block-off%block)
+		part := data[:n:n]
+		data = data[n:]
+		if blockdev.IsZero(part) {
+			items = append(items, item{off: off, length: n, zero: true, hash: wire.ZeroHash(off, n)})
+		} else {
+			items = append(items, item{off: off, length: n, payload: part})
+		}
+		off += n
+	}
+	return items
+}
+
+// hashItems hashes what is not zero, two at a time.
+func (s *shipper) hashItems(items []item) {
+	hashes := make([]wire.Hash, len(items))
+	pair := pairHasher{hashes: hashes}
+	for i := range items {
+		if !items[i].zero {
+			pair.add(i, items[i].payload)
+		}
+	}
+	pair.flush()
+	for i := range items {
+		if !items[i].zero {
+			items[i].hash = hashes[i]
+		}
+	}
+}
+
+// sendItems sends a batch, as far as the window allows at a time. What could not be sent goes back to
+// again: for the next connection, or to be given up.
+func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uint64, items []item) error {
+	for len(items) > 0 {
+		n, cost := 0, int64(0)
+		for n < len(items) && cost+items[n].cost() <= wire.MaxRun {
+			cost += items[n].cost()
+			n++
+		}
+		err := session.window.Acquire(ctx, cost)
+		if err == nil {
+			err = s.sendSome(session, epoch, items[:n])
+		} else {
+			s.mu.Lock()
+			s.again = append(s.again, items...)
+			s.mu.Unlock()
+			if ctx.Err() != nil {
+				return nil // the session's end says why, or the cut was given up
+			}
+		}
+		if err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+	return nil
+}
+
+func (it *item) cost() int64 {
+	if it.zero {
+		return pageSize
+	}
+	return (it.length + pageSize - 1) / pageSize * pageSize
+}
+
+// sendSome gives items their sequence numbers and sends them. Numbers are given out in the order in which
+// frames leave, so both happen under one lock.
+func (s *shipper) sendSome(session *shipSession, epoch uint64, items []item) error {
+	frames := make([]wire.Message, 0, len(items))
+	follow(items)
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	var raw int64
+	s.mu.Lock()
+	for i := range items {
+		it := &items[i]
+		if it.skippable(s.blank, epoch) {
+			continue
+		}
+		rec := ship.Record{Seq: s.core.NextSeq(), Offset: it.off, Length: it.length, Zero: it.zero, Hash: it.hash, Tries: it.tries}
+		s.core.Sent(rec, epoch == 0)
+		s.kept[rec.Seq] = *it
+		if it.zero {
+			m := &wire.Zero{Seq: rec.Seq, Epoch: epoch, Offset: it.off, Length: it.length}
+			if it.mayFree {
+				m.Flags = wire.ZeroMayFree
+			}
+			frames = append(frames, m)
+			continue
+		}
+		raw += it.length
+		frames = append(frames, &wire.Data{Seq: rec.Seq, Epoch: epoch, Offset: it.off, RawLength: uint32(it.length), Follow: it.follow,
+			Codec: it.codec, Hash: it.hash, Payload: it.payload})
+	}
+	if epoch == 0 {
+		s.core.Shipped(raw + pageSize)
+	}
+	s.mu.Unlock()
+	s.stats.shipped.Add(raw)
+	if len(frames) == 0 {
+		return nil
+	}
+	return session.conn.Send(frames...)
+}
+
+// skippable: the mirror is known to be zero there, and was sent nothing for it yet.
+func (it *item) skippable(blank int64, epoch uint64) bool {
+	return it.zero && epoch == 0 && blank >= 0 && it.off >= blank
+}
+
+// follow announces contiguous runs: each Data says how many raw bytes come behind it without a gap.
+func follow(items []item) {
+	for i := range slices.Backward(items) {
+		it := &items[i]
+		it.follow = 0
+		if it.zero || i+1 == len(items) {
+			continue
+		}
+		next := &items[i+1]
+		if !next.zero && next.off == it.off+it.length && it.length+next.length+int64(next.follow) <= wire.MaxRun {
+			it.follow = uint32(next.length) + next.follow
+		}
+	}
+}

@@ -1,0 +1,587 @@
+package journal
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+)
+
+// StagingHeader says what a staging file belongs to.
+type StagingHeader struct {
+	Volume, Generation [16]byte
+	Incarnation        uint64 // of the primary's process
+	Base, Epoch        uint64 // the epoch takes a mirror from cut Base to cut Epoch
+	BlockSize          uint32
+	Size               int64 // of the volume, in bytes
+}
+
+// StagingKind says what a record does to its range.
+type StagingKind uint8
+
+// The kinds of records.
+const (
+	StagingData StagingKind = 1 // the payload, unpacked, is its content
+	StagingZero StagingKind = 2 // it reads as zeroes
+)
+
+// StagingRecord is one record of an epoch. Its range is one of whole pages, of which the volume's last one
+// may be short.
+type StagingRecord struct {
+	Seq            uint64
+	Kind           StagingKind
+	Codec          uint8    // as on the wire; opaque here; 0 for a Zero
+	MayFree        bool     // of a Zero: the room may be given back
+	Offset, Length int64    // raw bytes; a Data never crosses a block, a Zero has at most 1 GiB
+	Hash           [32]byte // SHA-256 of the raw bytes; zero for a Zero
+	PayloadLength  int      // 1 to MaxStagingPayload; 0 for a Zero
+}
+
+// StagingPoint names a state of the staging. The caller computes it; here it is only kept.
+//
+// Seq may be above that of the last record: some of the primary's records leave nothing here but their trace
+// in the chain.
+type StagingPoint struct {
+	Seq, Records uint64
+	Chain        [32]byte
+}
+
+// StagingOptions of a staging file. The zero value of a field stands for its default.
+type StagingOptions struct {
+	// BufferSize is how many bytes of payload wait in memory before Append writes them. At most 64 MiB,
+	// default 1 MiB.
+	BufferSize int
+
+	// PlanPieces is how many pieces Plan keeps in memory, 24 bytes each. Default 1,048,576.
+	PlanPieces int
+
+	// Vouched is for OpenStaging: the Seq of a point that was durable, as the caller knows from elsewhere
+	// (the commit record). A file that ends below it is damaged, and nothing of it is cut.
+	Vouched uint64
+}
+
+const (
+	defaultStagingBuffer = 1 << 20
+	maxStagingBuffer     = 64 << 20
+	defaultPlanPieces    = 1 << 20
+)
+
+func (o StagingOptions) withDefaults() StagingOptions {
+	if o.BufferSize == 0 {
+		o.BufferSize = defaultStagingBuffer
+	}
+	o.BufferSize = max(1, min(o.BufferSize, maxStagingBuffer))
+	if o.PlanPieces == 0 {
+		o.PlanPieces = defaultPlanPieces
+	}
+	return o
+}
+
+// Staging is the mirror's redo log of one epoch: partial, or committed and not yet applied.
+//
+// The file is a header and frames. A frame of records is a table of them and then their payloads, and is
+// written in one piece when the buffer is full; the other frames are synced points, each written and synced
+// after all before it was synced. So a synced point that is there proves that all before it was durable, and
+// reading the tables costs a hundredth of reading the file. Nothing is kept in memory for each record: there
+// are the set of pages, the buffer, and while Plan runs its pieces.
+//
+// Append, Sync, Rebase, Seal, Unseal and Close are one goroutine's; Each and Plan must not run beside them.
+// Everything else may be called concurrently.
+//
+// A write, sync or rename that fails is sticky, as in Log: every later call fails with that cause until the
+// file is opened anew.
+type Staging struct {
+	fs   FS
+	dir  string
+	opts StagingOptions
+	id   stagingID
+	file File
+
+	// Of the one goroutine that appends.
+	path      string // the file's present name
+	published bool   // that name, or the one that Rebase replaced, is durable
+	closed    bool
+	seq       uint64 // of the last record, rebase or point
+	tail      int64  // where the next frame begins
+	last      int64  // offset of the last frame; 0: none
+	durable   int64  // everything below is
+	unsynced  bool   // something was written since the last sync
+	rebases   int
+	records   uint64 // in the file and the buffer, void ones too
+	pages     *blockdev.PageSet
+
+	// The next frame of records. buf has room for head and table before the first payload.
+	pending []StagingRecord
+	buf     []byte
+
+	mu  sync.Mutex
+	now stagingNow
+}
+
+// stagingNow is what others may ask for at any time, under mu.
+type stagingNow struct {
+	header  StagingHeader
+	point   StagingPoint
+	sealed  bool
+	extra   []byte
+	pages   uint64
+	bytes   int64 // up to tail and what is pending
+	punched int64
+	err     error // sticky
+}
+
+// stagingTable is the room for head and table at the beginning of the buffer.
+const stagingTable = stagingHeadSize + maxStagingEntries*stagingEntrySize
+
+// CreateStaging starts the staging of an epoch. The folder must exist. The file has a temporary name, and is
+// gone after a crash, until the first Sync, Rebase or Seal has returned. fs.ErrExist: that epoch has a file.
+func CreateStaging(fs FS, dir string, h StagingHeader, o StagingOptions) (*Staging, error) {
+	s, err := createStaging(fs, dir, h, o.withDefaults())
+	if err != nil {
+		return nil, fmt.Errorf("create staging of epoch %d in %s: %w", h.Epoch, dir, err)
+	}
+	return s, nil
+}
+
+func createStaging(fs FS, dir string, h StagingHeader, o StagingOptions) (*Staging, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	if err := mustNotExist(fs, stagingPath(dir, h.Epoch)); err != nil {
+		return nil, err
+	}
+	path := stagingPath(dir, h.Epoch) + tempSuffix
+	if err := removeIfExists(fs, path); err != nil { // of a former process: nothing of it was promised
+		return nil, err
+	}
+	s := newStaging(fs, dir, o, h)
+	if _, err := io.ReadFull(rand.Reader, s.id[:]); err != nil {
+		return nil, err
+	}
+	file, err := fs.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeAt(file, encodeStagingHeader(h, s.id), 0); err != nil {
+		return nil, errors.Join(err, file.Close(), fs.Remove(path))
+	}
+	s.file, s.path, s.unsynced = file, path, true
+	return s, nil
+}
+
+func newStaging(fs FS, dir string, o StagingOptions, h StagingHeader) *Staging {
+	s := &Staging{fs: fs, dir: dir, opts: o, tail: stagingAlign, pages: blockdev.NewPageSet(h.pages())}
+	s.now.header, s.now.bytes = h, s.tail
+	return s
+}
+
+// Append puts a record behind all others. Seq must be above that of every record, rebase and point before.
+// The payload, of PayloadLength bytes, is copied. Nothing of it is durable before the next Sync, Rebase or
+// Seal.
+func (s *Staging) Append(rec StagingRecord, payload []byte) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	h := s.Header()
+	err := rec.check(&h)
+	switch {
+	case err != nil:
+	case rec.PayloadLength != len(payload):
+		err = fmt.Errorf("%w: payload of %d bytes, the record says %d", ErrStaging, len(payload), rec.PayloadLength)
+	case rec.Seq <= s.seq:
+		err = fmt.Errorf("%w: the last sequence is %d", ErrStaging, s.seq)
+	}
+	if err != nil {
+		return fmt.Errorf("append record %d to %s: %w", rec.Seq, s.path, err)
+	}
+	if full := len(s.pending) == maxStagingEntries; full ||
+		len(s.pending) > 0 && len(s.buf)+len(payload) > stagingTable+s.opts.BufferSize {
+		if err := s.flush(); err != nil {
+			return err
+		}
+	}
+	if s.buf == nil {
+		s.buf = make([]byte, stagingTable, stagingTable+s.opts.BufferSize)
+	}
+	s.pending = append(s.pending, rec)
+	s.buf = append(s.buf, payload...)
+	s.seq = rec.Seq
+	s.records++
+	s.pages.Add(pageRange(rec.Offset, rec.Length))
+	s.note()
+	return nil
+}
+
+// flush writes what is pending as one frame, in one piece.
+func (s *Staging) flush() error {
+	if len(s.pending) == 0 {
+		return nil
+	}
+	first := &s.pending[0]
+	f := stagingHead{
+		kind: frameRecords, count: uint32(len(s.pending)), body: uint32(len(s.pending) * stagingEntrySize),
+		payload: uint32(len(s.buf) - stagingTable), prev: s.last, durable: s.durable,
+		low: first.Offset, high: first.Offset + first.Length, seq: s.seq,
+	}
+	b := s.buf[stagingTable-stagingHeadSize-int(f.body):]
+	off := s.tail + stagingHeadSize
+	at := off + int64(f.body)
+	for i := range s.pending {
+		r := &s.pending[i]
+		f.low, f.high = min(f.low, r.Offset), max(f.high, r.Offset+r.Length)
+		where := at
+		if r.Kind == StagingZero {
+			where = 0
+		}
+		encodeEntry(b[stagingHeadSize+i*stagingEntrySize:], r, where, &s.id, off+int64(i*stagingEntrySize))
+		at += int64(r.PayloadLength)
+	}
+	f.encode(b, &s.id, s.tail)
+	if err := s.write(&f, b); err != nil {
+		return err
+	}
+	s.pending = s.pending[:0]
+	s.buf = s.buf[:stagingTable]
+	if cap(s.buf) > 2*(stagingTable+s.opts.BufferSize) {
+		s.buf = nil // one payload was longer than the buffer
+	}
+	return nil
+}
+
+// write puts a whole frame at the tail.
+func (s *Staging) write(f *stagingHead, b []byte) error {
+	s.unsynced = true
+	if err := writeAt(s.file, b, s.tail); err != nil {
+		return s.fail(fmt.Errorf("write %s at %d: %w", s.path, s.tail, err))
+	}
+	s.last, s.tail = s.tail, f.next(s.tail)
+	return nil
+}
+
+// sync makes everything written durable.
+func (s *Staging) sync() error {
+	if err := s.file.Sync(); err != nil {
+		return s.fail(err)
+	}
+	s.unsynced, s.durable = false, s.tail
+	return nil
+}
+
+// Sync makes everything appended durable and records a synced point. p.Seq is that of the last record, or
+// above it. Where nothing was appended since the last point, and p is that point, there is nothing to do.
+func (s *Staging) Sync(p StagingPoint) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	if s.published && p == s.Point() && len(s.pending) == 0 && !s.unsynced {
+		return nil
+	}
+	if err := s.mark(framePoint, p, appendPoint(nil, p)); err != nil {
+		return err
+	}
+	return s.publish()
+}
+
+// mark writes a synced point, in this order: (1) the records before it are written and (2) synced, so that
+// the point proves them, (3) the point is written and (4) synced.
+func (s *Staging) mark(kind frameKind, p StagingPoint, body []byte) error {
+	if p.Seq < s.seq {
+		return fmt.Errorf("%w: point at %d in %s, the last sequence is %d", ErrStaging, p.Seq, s.path, s.seq)
+	}
+	if err := s.flush(); err != nil {
+		return err
+	}
+	if s.unsynced {
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	f := stagingHead{
+		kind: kind, body: uint32(len(body)), prev: s.last, durable: s.tail, seq: p.Seq,
+		bodySum: crc32.Checksum(body, castagnoli),
+	}
+	b := make([]byte, stagingHeadSize, stagingHeadSize+len(body))
+	f.encode(b, &s.id, s.tail)
+	if err := s.write(&f, append(b, body...)); err != nil {
+		return err
+	}
+	if err := s.sync(); err != nil {
+		return err
+	}
+	s.seq = p.Seq
+	s.mu.Lock()
+	s.now.point = p
+	s.mu.Unlock()
+	s.note()
+	return nil
+}
+
+// publish gives the file the name of its epoch, durably, if it has another one.
+func (s *Staging) publish() error {
+	path := stagingPath(s.dir, s.Header().Epoch)
+	if s.path == path && s.published {
+		return nil
+	}
+	if s.path != path {
+		err := mustNotExist(s.fs, path) // which Rename would replace
+		if err == nil {
+			err = s.fs.Rename(s.path, path)
+		}
+		if err != nil {
+			return s.fail(err)
+		}
+		s.path = path
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return s.fail(err)
+	}
+	s.published = true
+	return nil
+}
+
+// Rebase carries what is staged over to a later epoch on the same base. The pages in voids, which are
+// ascending extents of whole pages, are void in it until they are staged again. It is a synced point, p.Seq
+// being seq. When it returns, the file has the new epoch's name; the room of records that are wholly void is
+// given back where the file system can. After a crash or an error, the file is the old epoch's as it was, or
+// the new one's.
+//
+// ErrTooLarge: too many extents; nothing was changed.
+func (s *Staging) Rebase(seq, newEpoch uint64, voids []blockdev.Extent, p StagingPoint) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	h := s.Header()
+	r := stagingRebase{point: p, seq: seq, old: h.Epoch, new: newEpoch}
+	err := h.checkVoids(voids)
+	if err == nil {
+		r.voids = joinExtents(voids)
+	}
+	switch {
+	case err != nil:
+	case len(r.voids) > MaxStagingVoids:
+		err = fmt.Errorf("%w: %d void extents, at most %d", ErrTooLarge, len(r.voids), MaxStagingVoids)
+	case newEpoch <= h.Epoch:
+		err = fmt.Errorf("%w: the epoch is %d", ErrStaging, h.Epoch)
+	case seq <= s.seq || p.Seq < seq:
+		err = fmt.Errorf("%w: rebase at %d, point at %d, the last sequence is %d", ErrStaging, seq, p.Seq, s.seq)
+	default:
+		err = mustNotExist(s.fs, stagingPath(s.dir, newEpoch))
+	}
+	if err != nil {
+		return fmt.Errorf("rebase %s to epoch %d: %w", s.path, newEpoch, err)
+	}
+	if err := s.mark(frameRebase, p, r.encode()); err != nil {
+		return err
+	}
+	s.takeRebase(&r)
+	s.note()
+	if err := s.publish(); err != nil {
+		return err
+	}
+	s.punch()
+	return nil
+}
+
+// takeRebase makes the file the new epoch's. Its record is durable.
+func (s *Staging) takeRebase(r *stagingRebase) {
+	for _, v := range r.voids {
+		s.pages.Remove(pageRange(v.Offset, v.Length))
+	}
+	s.rebases++
+	s.mu.Lock()
+	s.now.header.Epoch = r.new
+	s.mu.Unlock()
+}
+
+// Seal ends the epoch with a footer that carries extra, and makes it durable. base and pages must be what the
+// header and Pages say: the peer's numbers are checked here. The footer commits nothing; that is for a record
+// elsewhere. What is sealed takes nothing more, until Unseal.
+func (s *Staging) Seal(base, pages uint64, p StagingPoint, extra []byte) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	h := s.Header()
+	switch {
+	case base != h.Base:
+		return fmt.Errorf("seal %s: %w: base %d, it is %d", s.path, ErrStaging, base, h.Base)
+	case pages != s.pages.Count():
+		return fmt.Errorf("seal %s: %w: %d pages, there are %d", s.path, ErrStaging, pages, s.pages.Count())
+	case len(extra) > MaxStagingExtra:
+		return fmt.Errorf("seal %s: %w: extra of %d bytes, at most %d", s.path, ErrTooLarge, len(extra), MaxStagingExtra)
+	}
+	f := stagingFooter{p, base, pages, extra}
+	if err := s.mark(frameFooter, p, f.encode()); err != nil {
+		return err
+	}
+	if err := s.publish(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.now.sealed, s.now.extra = true, append([]byte(nil), extra...)
+	s.mu.Unlock()
+	s.buf, s.pending = nil, nil // it may wait long until it is applied
+	return nil
+}
+
+// Unseal makes of a sealed epoch without a commit record a partial one. It writes nothing: until something
+// is made durable behind it, the footer will be found again.
+func (s *Staging) Unseal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now.sealed, s.now.extra = false, nil
+}
+
+// Close releases the file. What no synced point covers is lost; a file without one is removed. It returns
+// the sticky error, if there is one. A second call does nothing.
+func (s *Staging) Close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	err := errors.Join(s.stickyError(), s.file.Close())
+	if !s.published && strings.HasSuffix(s.path, tempSuffix) {
+		err = errors.Join(err, s.fs.Remove(s.path))
+	}
+	s.buf, s.pending = nil, nil
+	return err
+}
+
+// ready says whether something may be added.
+func (s *Staging) ready() error {
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if _, sealed := s.Sealed(); sealed {
+		return fmt.Errorf("%s %w", s.path, ErrSealed)
+	}
+	return nil
+}
+
+func (s *Staging) usable() error {
+	if s.closed {
+		return fmt.Errorf("staging %s %w", s.path, ErrClosed)
+	}
+	return s.stickyError()
+}
+
+func (s *Staging) stickyError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.err
+}
+
+// fail makes the first failure the last word.
+func (s *Staging) fail(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now.err == nil {
+		s.now.err = fmt.Errorf("staging %s failed and must be opened anew: %w", s.path, err)
+	}
+	return s.now.err
+}
+
+// note tells others about pages and room.
+func (s *Staging) note() {
+	bytes := s.tail
+	if n := len(s.pending); n > 0 {
+		bytes = alignStaging(s.tail + int64(stagingHeadSize+n*stagingEntrySize+len(s.buf)-stagingTable))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now.bytes, s.now.pages = bytes, s.pages.Count()
+}
+
+// Header is what the file belongs to now: Rebase changes the epoch.
+func (s *Staging) Header() StagingHeader {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.header
+}
+
+// Point is the last synced point; the zero value where there is none yet.
+func (s *Staging) Point() StagingPoint {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.point
+}
+
+// Sealed returns what Seal was given, where a footer is the last of the file.
+func (s *Staging) Sealed() (extra []byte, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.extra, s.now.sealed
+}
+
+// Pages is the set of pages that the epoch brings: all that were appended, void ones left out. It is the
+// Staging's own: the caller must not change it, nor look at it while another goroutine appends or rebases.
+func (s *Staging) Pages() *blockdev.PageSet { return s.pages }
+
+// PageCount is Pages().Count() for any goroutine at any time.
+func (s *Staging) PageCount() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.pages
+}
+
+// Bytes is the room that the file takes on disk, what is still buffered included, what was given back left
+// out.
+func (s *Staging) Bytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.bytes - s.now.punched
+}
+
+// joinExtents makes one of those that touch; they ascend.
+func joinExtents(in []blockdev.Extent) []blockdev.Extent {
+	var out []blockdev.Extent
+	for _, e := range in {
+		if n := len(out); n > 0 && out[n-1].End() == e.Offset {
+			out[n-1].Length += e.Length
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+const stagingSuffix = ".staging"
+
+func stagingPath(dir string, epoch uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%010d%s", epoch, stagingSuffix))
+}
+
+// stagingEpoch is the inverse of stagingPath for a bare name.
+func stagingEpoch(name string) (uint64, bool) {
+	digits, ok := strings.CutSuffix(name, stagingSuffix)
+	if !ok || len(digits) < 10 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 10, 64)
+	return n, err == nil && n > 0 && filepath.Base(stagingPath("", n)) == name
+}
+
+func mustNotExist(fsys FS, path string) error {
+	f, err := fsys.Open(path, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(fmt.Errorf("%s: %w", path, fs.ErrExist), f.Close())
+}
+
+func removeIfExists(fsys FS, path string) error {
+	if err := fsys.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

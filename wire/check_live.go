@@ -1,0 +1,140 @@
+package wire
+
+// The rules of the messages of live sessions alone, as those in check.go.
+
+// pageSize is what voids and holes are counted in. Only the last page of a volume may be shorter.
+const pageSize = 4 << 10
+
+func (m *Attach) check() error {
+	switch {
+	case m.VolumeID == [16]byte{} || m.Generation.ID == [16]byte{} || m.Incarnation == 0:
+		return broken("Attach without a volume id, a generation or an incarnation")
+	case !validBlockSize(m.BlockSize):
+		return broken("block size %d", m.BlockSize)
+	case m.Size < 1:
+		return broken("Attach of a volume of %d bytes", m.Size)
+	case m.Committed > m.LastSent:
+		return broken("Attach with committed cut %d above %d, the last that was sent", m.Committed, m.LastSent)
+	case len(m.Devices) > MaxDevices:
+		return broken("%d devices in Attach, limit %d", len(m.Devices), MaxDevices)
+	}
+	if err := checkFlags("Attach", uint32(m.Flags), uint32(AttachOverwrite|AttachRebuilt)); err != nil {
+		return err
+	}
+	return checkString("name of the volume", m.Volume, MaxName)
+}
+
+func (m *Attached) check() error {
+	switch {
+	case m.Size < 0 || m.DataEnd < 0 || m.DataEnd > m.Size || m.Room < 0:
+		return broken("Attached with size %d, data end %d, room %d", m.Size, m.DataEnd, m.Room)
+	case m.DataEnd > 0 && m.Flags&AttachedBlank == 0:
+		return broken("Attached with data end %d of a mirror that is not blank", m.DataEnd)
+	case m.Window < MaxRun:
+		return broken("first window of %d bytes, want at least %d", m.Window, MaxRun)
+	case m.MaxOffers == 0:
+		return broken("no offer allowed")
+	}
+	if err := m.checkStaged(); err != nil {
+		return err
+	}
+	known := AttachedBulk | AttachedInconsistent | AttachedBlank | AttachedPageCache | AttachedDoubts
+	return checkFlags("Attached", uint32(m.Flags), uint32(known))
+}
+
+func (m *Attached) checkStaged() error {
+	switch {
+	case m.StagedNumber > 0 && m.StagedBase >= m.StagedNumber:
+		return broken("Attached with epoch %d staged on base %d", m.StagedNumber, m.StagedBase)
+	case m.StagedNumber > 0:
+		return nil
+	case m.StagedIncarnation != 0 || m.StagedBase != 0 || m.StagedSeq != 0 || m.StagedRecords != 0 || m.StagedChain != Hash{}:
+		return broken("Attached tells of a staged epoch without its number")
+	}
+	return nil
+}
+
+func (m *Rebase) check() error {
+	switch {
+	case m.Old == 0 && m.New == 0:
+		return broken("Rebase of nothing to nothing")
+	case m.New > 0 && m.Base >= m.New:
+		return broken("Rebase to epoch %d on base %d", m.New, m.Base)
+	case m.Old > 0 && m.New > 0 && m.Old >= m.New:
+		return broken("Rebase from epoch %d back to %d", m.Old, m.New)
+	case len(m.Voids) > 0 && (m.Old == 0 || m.New == 0):
+		return broken("Rebase from %d to %d with voids, where nothing is carried over", m.Old, m.New)
+	case m.More && len(m.Voids) == 0:
+		return broken("Rebase without voids, and more to follow")
+	case len(m.Voids) > MaxEntries:
+		return broken("%d extents in Rebase, limit %d", len(m.Voids), MaxEntries)
+	}
+	return checkPages("void", m.Voids, !m.More)
+}
+
+func (m *Report) check() error {
+	if m.Room < 0 || m.Staged < 0 {
+		return broken("Report of room %d and %d bytes staged", m.Room, m.Staged)
+	}
+	return nil
+}
+
+// checkPages wants whole pages, ascending and disjoint. The last extent may end within a page, where it can
+// be the volume's last one, whose size is known to the engine; of a list that goes on it cannot.
+func checkPages(what string, extents []Extent, last bool) error {
+	end := int64(0)
+	for i, e := range extents {
+		if err := checkRange(what, e.Offset, e.Length); err != nil {
+			return err
+		}
+		if e.Offset < end {
+			return broken("%s at %d+%d, where the one before ends at %d", what, e.Offset, e.Length, end)
+		}
+		short := e.Length%pageSize != 0 && (!last || i < len(extents)-1)
+		if e.Offset%pageSize != 0 || short {
+			return broken("%s at %d+%d, which is no range of whole pages", what, e.Offset, e.Length)
+		}
+		end = e.Offset + e.Length
+	}
+	return nil
+}
+
+// Frames cuts a Rebase of any number of voids into the frames that say it, with nothing but Ping and Pong
+// between them. They share m's voids.
+func (m *Rebase) Frames() []Message {
+	var frames []Message
+	rest := m.Voids
+	for {
+		f := *m
+		n := min(len(rest), MaxEntries)
+		f.Voids = rest[:n:n]
+		rest = rest[n:]
+		f.More = len(rest) > 0
+		frames = append(frames, &f)
+		if !f.More {
+			return frames
+		}
+	}
+}
+
+// Join is the other half of Frames: it adds the frame that followed m directly, which has More set. An error
+// wraps ErrProtocol and leaves m as it was.
+func (m *Rebase) Join(next *Rebase) error {
+	switch {
+	case !m.More:
+		return broken("Rebase %d behind one that said no more", next.Seq)
+	case next.Seq != m.Seq || next.Base != m.Base || next.Old != m.Old || next.New != m.New:
+		return broken("Rebase %d from %d to %d on %d, where more of %d from %d to %d on %d is due",
+			next.Seq, next.Old, next.New, next.Base, m.Seq, m.Old, m.New, m.Base)
+	case len(next.Voids) == 0:
+		return broken("Rebase %d without the voids that were to follow", next.Seq)
+	case len(m.Voids) > 0:
+		last := m.Voids[len(m.Voids)-1]
+		if first := next.Voids[0]; first.Offset < last.Offset+last.Length {
+			return broken("void at %d+%d, where the one before ends at %d", first.Offset, first.Length, last.Offset+last.Length)
+		}
+	}
+	m.Voids = append(m.Voids, next.Voids...)
+	m.More = next.More
+	return nil
+}

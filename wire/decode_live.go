@@ -1,0 +1,59 @@
+package wire
+
+func (r *reader) generation() Generation {
+	return Generation{ID: r.id(), Counter: r.u64(), Parent: r.id(), ParentCut: r.u64()}
+}
+
+func decodeAttach(r *reader) *Attach {
+	m := &Attach{
+		VolumeID:    r.id(),
+		Generation:  r.generation(),
+		Incarnation: r.u64(),
+		Connection:  r.u64(),
+		Size:        r.i64(),
+		BlockSize:   r.u32(),
+		Flags:       AttachFlags(r.u32()),
+		Committed:   r.u64(),
+		LastSent:    r.u64(),
+	}
+	volume, devices := r.u16(), r.u16()
+	r.reserved(4)
+	m.Volume = r.str(int(volume))
+	m.Devices = r.hashes(int(devices))
+	return m
+}
+
+func decodeAttached(r *reader) *Attached {
+	return &Attached{
+		VolumeID:          r.id(),
+		Generation:        r.generation(),
+		LastCut:           r.u64(),
+		Applied:           r.u64(),
+		Flags:             AttachedFlags(r.u32()),
+		MaxOffers:         r.u32(),
+		Size:              r.i64(),
+		DataEnd:           r.i64(),
+		Room:              r.i64(),
+		Window:            r.u64(),
+		StagedIncarnation: r.u64(),
+		StagedBase:        r.u64(),
+		StagedNumber:      r.u64(),
+		StagedSeq:         r.u64(),
+		StagedRecords:     r.u64(),
+		StagedChain:       r.hash(),
+	}
+}
+
+func decodeRebase(r *reader) *Rebase {
+	m := &Rebase{Seq: r.u64(), Base: r.u64(), Old: r.u64(), New: r.u64(), More: r.bit("more")}
+	r.reserved(7)
+	m.Voids = r.extents()
+	return m
+}
+
+func decodeReport(r *reader) *Report {
+	m := &Report{Committed: r.u64(), Applied: r.u64(), Room: r.i64(), Staged: r.i64(), Comparing: r.bit("comparing")}
+	r.reserved(3)
+	m.Quarantine = r.u32()
+	return m
+}

@@ -1,0 +1,187 @@
+package wire
+
+// The metas of live sessions alone, as those in encode.go; decode_live.go holds the other half of each pair.
+
+// Sizes of metas, and of the part of a meta that does not vary.
+const (
+	attachFixed  = 120
+	attachedSize = 192
+	rebaseFixed  = 40
+	syncedSize   = 56
+	bulkSize     = 8
+	reportSize   = 40
+)
+
+// Generation, within Attach and Attached
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          id, 16 bytes                         |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            counter                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                        parent, 16 bytes                       |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           parent cut                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendGeneration(b []byte, g *Generation) []byte {
+	b = append(b, g.ID[:]...)
+	b = le.AppendUint64(b, g.Counter)
+	b = append(b, g.Parent[:]...)
+	return le.AppendUint64(b, g.ParentCut)
+}
+
+// Attach
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                      volume id, 16 bytes                      |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                      generation, 48 bytes                     |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          incarnation                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           connection                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              size                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|          block size           |             flags             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           committed                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           last sent                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| volume length |    devices    |           reserved            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|        volume ..., then one hash of 32 bytes a device ...     |
+//	+---------------------------------------------------------------+
+func appendAttach(b []byte, m *Attach) []byte {
+	b = append(b, m.VolumeID[:]...)
+	b = appendGeneration(b, &m.Generation)
+	b = le.AppendUint64(b, m.Incarnation)
+	b = le.AppendUint64(b, m.Connection)
+	b = le.AppendUint64(b, uint64(m.Size))
+	b = le.AppendUint32(b, m.BlockSize)
+	b = le.AppendUint32(b, uint32(m.Flags))
+	b = le.AppendUint64(b, m.Committed)
+	b = le.AppendUint64(b, m.LastSent)
+	b = le.AppendUint16(b, uint16(len(m.Volume)))
+	b = le.AppendUint16(b, uint16(len(m.Devices)))
+	b = append(b, 0, 0, 0, 0)
+	b = append(b, m.Volume...)
+	return appendHashes(b, m.Devices)
+}
+
+// Attached
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                      volume id, 16 bytes                      |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                      generation, 48 bytes                     |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            last cut                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            applied                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|             flags             |          max offers           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              size                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            data end                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              room                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             window                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                       staged incarnation                      |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          staged base                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                         staged number                         |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           staged seq                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                         staged records                        |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                     staged chain, 32 bytes                    |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendAttached(b []byte, m *Attached) []byte {
+	b = append(b, m.VolumeID[:]...)
+	b = appendGeneration(b, &m.Generation)
+	b = le.AppendUint64(b, m.LastCut)
+	b = le.AppendUint64(b, m.Applied)
+	b = le.AppendUint32(b, uint32(m.Flags))
+	b = le.AppendUint32(b, m.MaxOffers)
+	b = le.AppendUint64(b, uint64(m.Size))
+	b = le.AppendUint64(b, uint64(m.DataEnd))
+	b = le.AppendUint64(b, uint64(m.Room))
+	b = le.AppendUint64(b, m.Window)
+	b = le.AppendUint64(b, m.StagedIncarnation)
+	b = le.AppendUint64(b, m.StagedBase)
+	b = le.AppendUint64(b, m.StagedNumber)
+	b = le.AppendUint64(b, m.StagedSeq)
+	b = le.AppendUint64(b, m.StagedRecords)
+	return append(b, m.StagedChain[:]...)
+}
+
+// Rebase: void extents, each of offset and length, until the meta ends.
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              seq                              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              base                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              old                              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              new                              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| more  |                       reserved                        |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|            one extent of 16 bytes a range of voids ...        |
+//	+---------------------------------------------------------------+
+func appendRebase(b []byte, m *Rebase) []byte {
+	b = le.AppendUint64(b, m.Seq)
+	b = le.AppendUint64(b, m.Base)
+	b = le.AppendUint64(b, m.Old)
+	b = le.AppendUint64(b, m.New)
+	b = append(b, bit(m.More), 0, 0, 0, 0, 0, 0, 0)
+	return appendExtents(b, m.Voids)
+}
+
+// Synced
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             epoch                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              seq                              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            records                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                        chain, 32 bytes                        |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendSynced(b []byte, m *Synced) []byte {
+	b = le.AppendUint64(b, m.Epoch)
+	b = le.AppendUint64(b, m.Seq)
+	b = le.AppendUint64(b, m.Records)
+	return append(b, m.Chain[:]...)
+}
+
+// Report
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           committed                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            applied                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              room                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             staged                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|compare|       reserved        |           quarantine          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendReport(b []byte, m *Report) []byte {
+	b = le.AppendUint64(b, m.Committed)
+	b = le.AppendUint64(b, m.Applied)
+	b = le.AppendUint64(b, uint64(m.Room))
+	b = le.AppendUint64(b, uint64(m.Staged))
+	b = append(b, bit(m.Comparing), 0, 0, 0)
+	return le.AppendUint32(b, m.Quarantine)
+}

@@ -1,0 +1,122 @@
+package wire
+
+// The messages of a live session: a primary and one mirror of a volume, over any number of connections.
+// Offer, Want, Data, Zero, Ack, Nak, Flush, Flushed, Commit, Committed, Doubt and those that end or
+// carry a session are shared with one-shot sync (message.go). docs/LIVE.md tells the conversation.
+
+const (
+	RolePrimary Role = 3 // takes the writes
+	RoleMirror  Role = 4 // holds a copy
+)
+
+// Generation is the history that a volume belongs to.
+type Generation struct {
+	ID        [16]byte // random; zero: none yet
+	Counter   uint64   // one above its parent's
+	Parent    [16]byte // zero: none
+	ParentCut uint64   // the cut of the parent at which this history begins; 0: at no cut
+}
+
+// Attach goes from primary to mirror after the Hellos.
+type Attach struct {
+	Volume      string
+	VolumeID    [16]byte
+	Generation  Generation
+	Incarnation uint64 // random, of the primary's process; never 0
+	Connection  uint64 // rises with every connection of this incarnation: a higher one replaces a lower
+	Size        int64
+	BlockSize   uint32
+	Flags       AttachFlags
+	Committed   uint64 // the mirror's last cut as the primary recorded it; 0: none
+	LastSent    uint64 // the highest number that was ever sent to this mirror; 0: none
+	Devices     []Hash // as in Open
+}
+
+// AttachFlags are what the primary asks of the mirror.
+type AttachFlags uint32
+
+const (
+	// AttachOverwrite: a person said that this mirror's content may be replaced although it is of another
+	// history.
+	AttachOverwrite AttachFlags = 1 << 0
+	// AttachRebuilt: the primary lost its journal and asks who it is. VolumeID and Generation are its own
+	// and count for nothing; the mirror answers with what it holds, changes nothing, and the primary comes
+	// again with that.
+	AttachRebuilt AttachFlags = 1 << 1
+)
+
+// Attached is the mirror's consent, and what it holds.
+type Attached struct {
+	VolumeID   [16]byte // zero: it holds nothing yet and takes the primary's on
+	Generation Generation
+	LastCut    uint64 // its committed cut, or where AttachedBulk is set the number of its last bulk Flush; 0: none
+	Applied    uint64 // the cut that its device alone holds
+	Flags      AttachedFlags
+	MaxOffers  uint32 // as in Opened
+	Size       int64  // of its device
+	DataEnd    int64  // its device reads as zero at and behind it; only told where AttachedBlank
+	Room       int64  // bytes that staging could still take
+	Window     uint64 // first grant, see Window
+
+	// An epoch that is staged in part; Number 0: none. Everything up to StagedSeq is durable.
+	StagedIncarnation uint64
+	StagedBase        uint64
+	StagedNumber      uint64
+	StagedSeq         uint64 // of its last record
+	StagedRecords     uint64
+	StagedChain       Hash // over these records
+}
+
+// AttachedFlags tell the state of a mirror.
+type AttachedFlags uint32
+
+const (
+	AttachedBulk         AttachedFlags = 1 << 0 // LastCut is the number of a bulk Flush, and no cut
+	AttachedInconsistent AttachedFlags = 1 << 1 // the device is no state that the primary ever had
+	AttachedBlank        AttachedFlags = 1 << 2 // nothing was ever replicated into it: see DataEnd
+	AttachedPageCache    AttachedFlags = 1 << 3 // as OpenedPageCache
+	AttachedDoubts       AttachedFlags = 1 << 4 // Doubt frames follow, or may follow later
+)
+
+// Rebase begins an epoch, carries a staged part over to a later cut, or drops it. It is a record of the
+// staging and of the chain (Chain.AddRebase).
+//
+//	Old = 0, New > 0   a new epoch with nothing staged; what was staged of another one is dropped
+//	Old > 0, New > 0   what is staged for Old is now part of New, except Voids, which New will bring anew
+//	Old > 0, New = 0   what is staged for Old is dropped
+//
+// Where the void pages do not fit into one frame, several follow directly, More set in all but the last;
+// they take effect together with the last.
+type Rebase struct {
+	Seq   uint64
+	Base  uint64 // the cut on which New stands
+	Old   uint64
+	New   uint64
+	More  bool
+	Voids []Extent // whole pages, ascending; at most MaxEntries
+}
+
+// Synced says that everything up to a record of an epoch's staging is durable at the mirror.
+type Synced struct {
+	Epoch   uint64
+	Seq     uint64
+	Records uint64
+	Chain   Hash
+}
+
+// Bulk says that from here on Data and Zero, of epoch 0, are to be written in place. It drops what is
+// staged. The mirror flags itself inconsistent, durably, before it writes the first byte.
+type Bulk struct {
+	Base uint64 // the cut or bulk number that the mirror told in Attached or confirmed since
+}
+
+// Report tells the primary how the mirror stands: at once after a change of Applied, and when room was
+// found or lost.
+type Report struct {
+	Committed  uint64
+	Applied    uint64 // the cut that the device alone holds, durably
+	Room       int64  // bytes that staging could still take
+	Staged     int64  // bytes that staging holds, applied ones not counted
+	Comparing  bool   // the mirror is still comparing its own device with its index
+	Quarantine uint32 // blocks in quarantine
+}
