@@ -66,12 +66,12 @@ func (e liveExport) open(ctx context.Context, r *liveRun) (*opened, error) {
 	if e.mirrored {
 		image, name = r.image("primary"), "primary"
 		var err error
-		o.mirror, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state("mirror"), Control: r.socket("mirror"), Core: r.scenario.mirrorCore(),
-			Flags: []string{"--quiet", "--volume", benchVolume + "=" + r.image("mirror")}})
+		o.mirror, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state("mirror"), Control: r.socket("mirror"), Listen: r.mirrorAddress,
+			Core: r.scenario.mirrorCore(), Flags: []string{"--quiet", "--volume", benchVolume + "=" + r.image("mirror")}})
 		if err != nil {
 			return nil, err
 		}
-		flags = append(flags, "--mirror", benchVolume+"="+r.address(o.mirror.Address))
+		flags = append(flags, "--mirror", benchVolume+"="+r.mirrorAddress)
 	}
 	var err error
 	o.primary, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state(name), Control: r.socket("primary"), Core: r.scenario.clientCore(),
@@ -167,9 +167,3 @@ func nbdURI(export, socket string) string { return "nbd+unix:///" + export + "?s
 func (r *liveRun) socket(name string) string { return filepath.Join(r.sockets, name+".sock") }
 func (r *liveRun) image(name string) string  { return filepath.Join(r.work, name+".img") }
 func (r *liveRun) state(name string) string  { return filepath.Join(r.work, "state-"+name) }
-
-// address is that of the mirror, whose name it is: the same in all runs, so that a primary that starts
-// again knows what this mirror has.
-func (r *liveRun) address(bound string) string {
-	return bound
-}

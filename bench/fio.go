@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -58,6 +59,7 @@ func runFio(ctx context.Context, uri string, l load, size int64, warmUp, seconds
 }
 
 func readFio(out []byte, writes bool) (Measured, error) {
+	out = out[max(bytes.IndexByte(out, '{'), 0):] // before it, fio tells that it is connected
 	type side struct {
 		Bytes   int64   `json:"io_bytes"`
 		IOPS    float64 `json:"iops"`

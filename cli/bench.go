@@ -3,9 +3,9 @@ package cli
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -28,7 +28,7 @@ func (a *app) benchCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "bench",
 		Usage:       "measure blkmirror beside other tools",
-		Subcommands: []*cli.Command{a.benchSyncCommand()},
+		Subcommands: []*cli.Command{a.benchSyncCommand(), a.benchLiveCommand()},
 	}
 }
 
@@ -77,10 +77,8 @@ func (a *app) benchSync(ctx context.Context, f benchFlags) error {
 	case f.source != "" && f.source == f.target:
 		return misuse("--source-device and --target-device must differ")
 	}
-	for _, s := range f.scenarios {
-		if !slices.Contains(bench.ScenarioNames(), s) {
-			return misuse("unknown scenario %q%s", s, didYouMean(s, bench.ScenarioNames(), ""))
-		}
+	if err := checkScenarios(misuse, f.scenarios, bench.ScenarioNames()); err != nil {
+		return err
 	}
 	if err := a.mayOverwrite(f); err != nil {
 		return err
@@ -105,16 +103,28 @@ func (a *app) benchSync(ctx context.Context, f benchFlags) error {
 	if ctx.Err() != nil {
 		err = &interruptedError{text: "bench sync: interrupted, the images are removed", next: "run it again"}
 	}
-	if err != nil && len(result.Scenarios) == 0 {
-		return err
+	return a.benchReport(f.json, len(result.Scenarios), result, err)
+}
+
+// benchReport prints what was measured, also where an error ended it.
+func (a *app) benchReport(asJSON bool, scenarios int, result interface{ Print(io.Writer) }, err error) error {
+	switch {
+	case err != nil && scenarios == 0:
+	case asJSON:
+		return errors.Join(err, a.printJSON(result))
+	default:
+		result.Print(a.stdout)
 	}
-	if f.json {
-		e := json.NewEncoder(a.stdout)
-		e.SetIndent("", "  ")
-		return errors.Join(err, e.Encode(result))
-	}
-	result.Print(a.stdout)
 	return err
+}
+
+func checkScenarios(misuse func(string, ...any) error, given, known []string) error {
+	for _, s := range given {
+		if !slices.Contains(known, s) {
+			return misuse("unknown scenario %q%s", s, didYouMean(s, known, ""))
+		}
+	}
+	return nil
 }
 
 // mayOverwrite asks before the content of a device is lost.

@@ -29,6 +29,9 @@ func (p *primary) routineCheckpoint(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		if p.journal.Low() {
+			p.journal.Refill()
+		}
 		age, bytes := time.Since(last), p.journal.SinceCheckpoint()
 		if age < checkpointPause || bytes == 0 {
 			continue

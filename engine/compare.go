@@ -67,7 +67,7 @@ func newComparison(p *primary, reason string, needs, hot *blockdev.PageSet) (*co
 			doubt.Add(lo, min(b*perBlock, doubt.Len())-lo)
 		}
 	}
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		p.tracker.Doubt(s.sets, doubt)
 	}
 	return c, nil
@@ -117,7 +117,7 @@ func (c *comparison) block(ctx context.Context, b uint64, buf []byte) error {
 	}
 	if err != nil || !entry[0].Known || wire.Sum(buf[:n]) != entry[0].Hash {
 		c.differ.Add(1)
-		for _, s := range c.p.shippers {
+		for _, s := range c.p.shippers() {
 			c.p.tracker.Dirty(s.sets, first, count)
 		}
 		c.p.tracker.Dirty(c.p.index.sets, first, count)

@@ -41,6 +41,7 @@ func (f *fakeLive) cut(ctx context.Context, wait bool) (uint64, error) {
 }
 func (f *fakeLive) pause() error                  { return f.note("pause") }
 func (f *fakeLive) resume(overwrite string) error { return f.note("resume " + overwrite) }
+func (f *fakeLive) tune(VolumeConfig)             {}
 func (f *fakeLive) rebuild() error                { return f.note("rebuild") }
 func (f *fakeLive) stop(context.Context) error    { return nil }
 

@@ -86,4 +86,6 @@ func (f *failedVolume) retry() error {
 	return nil
 }
 
+func (f *failedVolume) tune(VolumeConfig) {}
+
 func (f *failedVolume) stop(context.Context) error { return nil }

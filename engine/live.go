@@ -46,6 +46,9 @@ type liveVolume interface {
 	// content may be replaced although its history is another; "": none.
 	resume(overwrite string) error
 	rebuild() error
+	// tune takes changed settings up. What is fixed while the volume is open (path, export, role, block
+	// size) is not looked at.
+	tune(VolumeConfig)
 	// stop ends it cleanly, within seconds: ctx bounds what may be waited for.
 	stop(ctx context.Context) error
 }

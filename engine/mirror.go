@@ -47,6 +47,7 @@ type mirrorOptions struct {
 	room       func(dir string) (free int64, err error)
 	bootID     func() (string, error)
 	window     int64
+	segment    int64 // of the journal
 }
 
 func (o mirrorOptions) withDefaults() mirrorOptions {
@@ -70,6 +71,9 @@ func (o mirrorOptions) withDefaults() mirrorOptions {
 	}
 	if o.window == 0 {
 		o.window = mirrorWindow
+	}
+	if o.segment == 0 {
+		o.segment = mirrorSegment
 	}
 	return o
 }
@@ -318,9 +322,14 @@ func (m *mirror) tryOpen() {
 // adoptStore begins to use what was opened.
 func (m *mirror) adoptStore(store *mirrorStore, state openedState) {
 	m.store, m.failures, m.final = store, 0, false
-	m.core = replica.New(state.facts, state.staged)
-	m.publish()
 	m.update(func(v *mirrorView) { v.err = nil })
+	if store == nil {
+		return
+	}
+	m.core = replica.New(state.facts, state.staged)
+	if state.facts.UUID != [16]byte{} {
+		m.show(state.facts)
+	}
 }
 
 // update changes the view.
@@ -330,20 +339,23 @@ func (m *mirror) update(do func(*mirrorView)) {
 	do(&m.view)
 }
 
-// publish shows the core's facts.
-func (m *mirror) publish() {
-	held := m.store != nil && m.store.log != nil
-	var facts journal.VolumeFacts
-	var staged int64
-	if held {
-		facts, staged = m.core.Facts(), m.store.held()
-	}
+// show tells facts that are durable, before anybody else learns of them.
+func (m *mirror) show(f journal.VolumeFacts) {
 	m.update(func(v *mirrorView) {
-		v.held, v.facts, v.staged, v.doubts = held, facts, staged, 0
-		for _, e := range facts.Mirror.Doubts {
+		v.held, v.facts, v.doubts = true, f, 0
+		for _, e := range f.Mirror.Doubts {
 			v.doubts += e.Length
 		}
 	})
+}
+
+// publish tells what staging holds.
+func (m *mirror) publish() {
+	if m.store == nil {
+		return
+	}
+	held := m.store.held()
+	m.update(func(v *mirrorView) { v.staged = held })
 }
 
 // cut is a primary's.

@@ -100,7 +100,7 @@ func (m *mirror) createStore(a *wire.Attach) (*mirrorStore, error) {
 }
 
 func (s *mirrorStore) openLog() (*journal.VolumeState, error) {
-	log, state, err := journal.OpenVolume(s.m.fs, s.m.dir, journal.VolumeOptions{SegmentSize: mirrorSegment})
+	log, state, err := journal.OpenVolume(s.m.fs, s.m.dir, journal.VolumeOptions{SegmentSize: s.m.segment})
 	if err != nil {
 		return nil, deviceError("open journal", s.m.dir, err)
 	}
@@ -269,4 +269,9 @@ func deviceOr(op, path string, err error) error {
 		return nil
 	}
 	return deviceError(op, path, err)
+}
+
+// tune takes changed settings up.
+func (m *mirror) tune(c VolumeConfig) {
+	m.call(func() { m.config.StagingLimit, m.config.OnReboot = c.StagingLimit, c.OnReboot })
 }

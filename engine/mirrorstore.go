@@ -206,7 +206,10 @@ func (m *mirror) perform(action replica.Action, a *arrival) (op string, err erro
 		}
 		m.step(&replica.Reserved{Enough: enough}, a)
 	case replica.Journal:
-		return "journal", s.journal(action.Facts)
+		if err := s.journal(action.Facts); err != nil {
+			return "journal", err
+		}
+		m.show(action.Facts)
 	case replica.DropIndex:
 		return "drop index", s.index.reset()
 	case replica.FlushDevice:
@@ -281,7 +284,7 @@ func (s *mirrorStore) append(a *arrival) error {
 }
 
 func (s *mirrorStore) journal(f journal.VolumeFacts) error {
-	if s.log.SinceCheckpoint() >= mirrorSegment {
+	if s.log.SinceCheckpoint() >= s.m.segment {
 		return s.checkpoint(f)
 	}
 	return s.log.SetFacts(f)

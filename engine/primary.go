@@ -33,12 +33,13 @@ import (
 // order in which they depend on each other.
 type primary struct {
 	name        string
-	config      VolumeConfig
-	dir         string // folder of the volume in the state directory
+	config      atomic.Pointer[VolumeConfig] // as the user says by now
+	dir         string                       // folder of the volume in the state directory
 	log         func(string)
 	node        [32]byte
 	incarnation uint64
 
+	fs        journal.FS
 	dev       device
 	size      int64
 	blockSize int64
@@ -48,12 +49,17 @@ type primary struct {
 	journal   *journal.VolumeLog
 	facts     facts
 	devices   []wire.Hash // what the device consists of
-	shippers  []*shipper
 	compare   *comparison // nil: nothing to compare
 	index     *indexer
 
 	export   *nbd.Server
 	listener net.Listener
+
+	mirrors struct {
+		sync.RWMutex
+		list []*shipper // replaced, never changed
+		ctx  context.Context
+	}
 
 	cancel   context.CancelCauseFunc
 	routines sync.WaitGroup
@@ -81,16 +87,16 @@ type primaryDeps struct {
 // start lets clients and mirrors in.
 func (p *primary) start(ctx context.Context) error {
 	ctx, p.cancel = context.WithCancelCause(ctx)
-	if p.config.Export != "" {
-		l, err := nbd.Listen(p.config.Export)
+	if p.config.Load().Export != "" {
+		l, err := nbd.Listen(p.config.Load().Export)
 		if err != nil {
-			return &Error{Kind: KindState, Op: "export volume on", On: p.config.Export, Err: err, Next: "choose another address for --export"}
+			return &Error{Kind: KindState, Op: "export volume on", On: p.config.Load().Export, Err: err, Next: "choose another address for --export"}
 		}
 		p.listener = l
 		p.export = nbd.NewServer(nbd.Options{Log: p.log}, nbd.Export{Name: p.name, Backend: (*exported)(p)})
 		p.routines.Go(func() {
 			if err := p.export.Serve(l); err != nil {
-				p.log(fmt.Sprintf("export %s: %v", p.config.Export, err))
+				p.log(fmt.Sprintf("export %s: %v", p.config.Load().Export, err))
 			}
 		})
 	}
@@ -99,10 +105,67 @@ func (p *primary) start(ctx context.Context) error {
 	if p.compare != nil {
 		p.routines.Go(func() { p.compare.routine(ctx) })
 	}
-	for _, s := range p.shippers {
+	p.mirrors.Lock()
+	p.mirrors.ctx = ctx
+	p.mirrors.Unlock()
+	for _, s := range p.shippers() {
 		s.start(ctx)
 	}
 	return nil
+}
+
+// shippers are the mirrors by now.
+func (p *primary) shippers() []*shipper {
+	p.mirrors.RLock()
+	defer p.mirrors.RUnlock()
+	return p.mirrors.list
+}
+
+// tune takes changed settings up: the pace, what counts as lag, and mirrors that came or went. A mirror that
+// went is forgotten, so that it is compared as a whole if it comes again.
+func (p *primary) tune(c VolumeConfig) {
+	p.config.Store(&c)
+	p.mirrors.Lock()
+	ctx := p.mirrors.ctx
+	var next, gone []*shipper
+	for _, s := range p.mirrors.list {
+		if slices.Contains(c.Mirrors, s.config) {
+			next = append(next, s)
+		} else {
+			gone = append(gone, s)
+		}
+	}
+	p.mirrors.list = slices.Clone(next)
+	p.mirrors.Unlock()
+	for _, s := range gone {
+		s.stop()
+		p.tracker.RemoveConsumer(s.sets)
+		p.log("mirror " + s.config.Name + " is left away from now on")
+	}
+	for _, m := range c.Mirrors {
+		if slices.ContainsFunc(next, func(s *shipper) bool { return s.config == m }) {
+			continue
+		}
+		s := p.addMirror(m)
+		p.tracker.DoubtAll(s.sets)
+		s.start(ctx)
+		p.log("mirror " + m.Name + " is new")
+	}
+	for _, s := range next {
+		s.mu.Lock()
+		s.core.Tune(s.tune())
+		s.mu.Unlock()
+		s.poke()
+	}
+}
+
+// addMirror adds one to the list, with empty sets.
+func (p *primary) addMirror(m MirrorConfig) *shipper {
+	s := newShipper(p, m, track.NewCapture(p.capture(m)))
+	p.mirrors.Lock()
+	defer p.mirrors.Unlock()
+	p.mirrors.list = append(slices.Clone(p.mirrors.list), s)
+	return s
 }
 
 // stop ends the volume cleanly (docs/LIVE.md, "Clean stop"). Whatever fails on the way, everything is
@@ -119,13 +182,13 @@ func (p *primary) stop(ctx context.Context) error {
 	}
 	p.path.Refuse(errStopping)
 	note("finish writes", p.path.Drain(ctx))
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		s.finish(ctx)
 	}
 	if p.cancel != nil {
 		p.cancel(context.Canceled)
 	}
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		s.stop()
 	}
 	p.routines.Wait()
@@ -189,7 +252,7 @@ func (p *primary) fill(v *VolumeStatus) {
 		v.State, v.Error, v.Next = "failed", e.Error(), e.Next
 	}
 	v.Mirrors = []MirrorStatus{}
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		v.Mirrors = append(v.Mirrors, s.status())
 	}
 }
@@ -202,12 +265,12 @@ func (p *primary) exportName() string {
 	if a := p.listener.Addr(); a.Network() == "tcp" {
 		return "tcp:" + a.String()
 	}
-	return p.config.Export
+	return p.config.Load().Export
 }
 
 func (p *primary) maxLag() time.Duration {
-	if p.config.MaxLag > 0 {
-		return p.config.MaxLag
+	if p.config.Load().MaxLag > 0 {
+		return p.config.Load().MaxLag
 	}
 	return DefaultMaxLag
 }
@@ -215,10 +278,10 @@ func (p *primary) maxLag() time.Duration {
 // cut has every mirror take a cut that is later than this call.
 func (p *primary) cut(ctx context.Context, wait bool) (uint64, error) {
 	after := p.facts.get().Cut
-	if len(p.shippers) == 0 {
+	if len(p.shippers()) == 0 {
 		return after, &Error{Kind: KindState, Op: "cut", On: p.name, Err: errors.New("the volume has no mirror"), Next: "name one with --mirror"}
 	}
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		s.wantCut()
 	}
 	if !wait {
@@ -226,7 +289,7 @@ func (p *primary) cut(ctx context.Context, wait bool) (uint64, error) {
 	}
 	reached := after
 	var missing []string
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		number, err := s.waitApplied(ctx, after)
 		if err != nil {
 			missing = append(missing, s.config.Name+" ("+s.status().State+")")
@@ -242,11 +305,11 @@ func (p *primary) cut(ctx context.Context, wait bool) (uint64, error) {
 
 func (p *primary) pause() error { return p.setPaused(true) }
 func (p *primary) resume(overwrite string) error {
-	if overwrite != "" && !slices.ContainsFunc(p.shippers, func(s *shipper) bool { return s.config.Name == overwrite }) {
+	if overwrite != "" && !slices.ContainsFunc(p.shippers(), func(s *shipper) bool { return s.config.Name == overwrite }) {
 		return &Error{Kind: KindUsage, Op: "resume", On: p.name, Err: fmt.Errorf("no mirror is called %q", overwrite), Next: "see `blkmirror status` for their names"}
 	}
 	err := p.setPaused(false)
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		s.resume(s.config.Name == overwrite)
 	}
 	return err
@@ -257,7 +320,7 @@ func (p *primary) setPaused(paused bool) error {
 		p.fail("note pause", err)
 		return deviceError("note pause", p.dir, err)
 	}
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		if paused {
 			s.pause()
 		}
@@ -276,7 +339,7 @@ func (p *primary) rebuild() error {
 		return journalError("note rebuild", p.dir, err)
 	}
 	p.log("the volume begins a new history; who it is, its mirrors are asked, and everything is compared")
-	for _, s := range p.shippers {
+	for _, s := range p.shippers() {
 		s.resume(false)
 	}
 	return nil

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -18,7 +19,8 @@ import (
 // openPrimary recovers a volume: when it returns, every mirror's needs are known, and what is not known to
 // be in order is in doubt. Nothing is exported or sent before start.
 func openPrimary(d primaryDeps) (*primary, error) {
-	p := &primary{name: d.name, config: d.config, dir: d.dir, log: d.log, node: d.node, now: d.now, incarnation: newIncarnation()}
+	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, now: d.now, incarnation: newIncarnation()}
+	p.config.Store(&d.config)
 	var err error
 	if p.release, err = d.lock(d.dir); err != nil {
 		return nil, deviceError("lock folder", d.dir, err)
@@ -95,9 +97,7 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 		return err
 	}
 	for _, m := range d.config.Mirrors {
-		s := newShipper(p, m, track.NewCapture(captureConfig(d, m, p.size, p.blockSize)))
-		p.shippers = append(p.shippers, s)
-		p.restore(s, state)
+		p.restore(p.addMirror(m), state)
 	}
 	p.path, err = track.NewPath(track.Config{Device: p.dev, Size: p.size, BlockSize: int(p.blockSize), Tracker: p.tracker, Observer: p.observer()})
 	if err != nil {
@@ -259,8 +259,9 @@ func journalError(op, dir string, err error) error {
 	return deviceError(op, dir, err)
 }
 
-// captureConfig gives a mirror its spool, which is a file without a name once it is made.
-func captureConfig(d primaryDeps, m MirrorConfig, size, blockSize int64) track.CaptureConfig {
-	return track.CaptureConfig{Pages: pagesOf(size), BlockPages: uint64(blockSize) / blockdev.PageSize, Memory: captureMemory, Spool: captureSpool,
-		FS: d.fs, Path: filepath.Join(d.dir, "spool-"+m.Name)}
+// capture gives a mirror its spool, which is a file without a name once it is made.
+func (p *primary) capture(m MirrorConfig) track.CaptureConfig {
+	name := sha256.Sum256([]byte(m.Name)) // it may be an address
+	return track.CaptureConfig{Pages: pagesOf(p.size), BlockPages: uint64(p.blockSize) / pageSize, Memory: captureMemory, Spool: captureSpool,
+		FS: p.fs, Path: filepath.Join(p.dir, fmt.Sprintf("spool-%x", name[:6]))}
 }

@@ -55,7 +55,7 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return deviceError("make state directory", o.StateDir, err)
 	}
-	release, err := journal.LockDir(o.StateDir)
+	release, err := lockPatiently(ctx, o.StateDir)
 	if err != nil {
 		return deviceError("lock state directory", o.StateDir, err)
 	}
@@ -76,6 +76,29 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	}
 	return s.serve(ctx, control)
 }
+
+// lockPatiently waits a little for a daemon that was killed: its lock goes only when the kernel has let its
+// last write end.
+func lockPatiently(ctx context.Context, dir string) (release func(), err error) {
+	tick := time.NewTicker(lockEvery)
+	defer tick.Stop()
+	for limit := time.Now().Add(lockTimeout); ; {
+		release, err = journal.LockDir(dir)
+		if !errors.Is(err, journal.ErrLocked) || time.Now().After(limit) {
+			return release, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+const (
+	lockTimeout = 3 * time.Second
+	lockEvery   = 50 * time.Millisecond
+)
 
 // check refuses a configuration that cannot work, before anything is touched.
 func (s *server) check() error {
@@ -109,6 +132,7 @@ func (s *server) serve(ctx context.Context, control *controlSocket) error {
 	defer stop()
 	s.log(fmt.Sprintf("ready: %d volume(s) on %s, control socket %s", len(s.names), s.listener.Addr(), s.Control))
 
+	s.conns.Go(func() { s.routineReload(ctx) })
 	var err error
 	for {
 		nc, acceptErr := s.listener.Accept()

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/journal"
@@ -144,6 +146,41 @@ func (v *volume) getLive() liveVolume {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.live
+}
+
+// routineReload takes changed settings up. What cannot change while a volume is open is told.
+func (s *server) routineReload(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case volumes := <-s.Reload:
+			s.reload(volumes)
+		}
+	}
+}
+
+func (s *server) reload(volumes map[string]VolumeConfig) {
+	for _, name := range slices.Sorted(maps.Keys(volumes)) {
+		c := volumes[name]
+		v := s.volumes[name]
+		if v == nil {
+			s.log(fmt.Sprintf("volume %s: is new, and takes a restart", name))
+			continue
+		}
+		if old := v.config; old.Path != c.Path || old.Export != c.Export || old.Role != c.Role || old.BlockSize != c.BlockSize {
+			s.log(fmt.Sprintf("volume %s: path, export, role and block size take a restart", name))
+		}
+		if live := v.getLive(); live != nil {
+			live.tune(c)
+		}
+	}
+	for _, name := range s.names {
+		if _, ok := volumes[name]; !ok {
+			s.log(fmt.Sprintf("volume %s: is named no more, and goes on until a restart", name))
+		}
+	}
+	s.log("the configuration was read again")
 }
 
 // holds tells whether a mirror has a durable role.

@@ -112,7 +112,7 @@ func (s *shipper) adopt(f journal.VolumeFacts, a *wire.Attached) error {
 		return err
 	}
 	g := wire.Generation(s.p.facts.get().Generation)
-	for _, o := range s.p.shippers {
+	for _, o := range s.p.shippers() {
 		o.mu.Lock()
 		o.core.Rename(g)
 		o.mu.Unlock()

@@ -124,7 +124,8 @@ func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
 }
 
 func (s *shipper) tune() ship.Config {
-	return ship.Config{Interval: s.p.config.Interval, BulkWhenFull: s.p.config.OnStagingFull == "bulk"}
+	c := s.p.config.Load()
+	return ship.Config{Interval: c.Interval, BulkWhenFull: c.OnStagingFull == "bulk"}
 }
 
 // start begins to connect and to drive. stop ends both and waits.
@@ -352,7 +353,7 @@ func (s *shipper) state(st ship.State, lag time.Duration) string {
 		return "holding"
 	case lag > s.p.maxLag():
 		return "lagging"
-	case !st.Began.IsZero() && time.Since(st.Began) > 2*max(s.p.config.Interval, time.Second):
+	case !st.Began.IsZero() && time.Since(st.Began) > 2*max(s.p.config.Load().Interval, time.Second):
 		return "catching-up"
 	}
 	return "connected"

@@ -277,8 +277,9 @@ func (s *shipper) takeWant(m *wire.Want) error {
 func (p *primary) observer() track.Observer {
 	return track.Observer{
 		GaveUp: func(sets *track.Sets, _ error) {
-			if i := slices.IndexFunc(p.shippers, func(s *shipper) bool { return s.sets == sets }); i >= 0 {
-				p.shippers[i].gaveUp()
+			list := p.shippers()
+			if i := slices.IndexFunc(list, func(s *shipper) bool { return s.sets == sets }); i >= 0 {
+				list[i].gaveUp()
 			}
 		},
 		Hole: func(_ *track.Sets, r track.Run, err error) {

@@ -1,5 +1,6 @@
-// Package journal is the room of what must survive a crash: the record log, what a one-shot sync
-// remembers about its target, and the index of block hashes. It knows no network and no device.
+// Package journal is the room of what must survive a crash: the record log, a live volume's journal, what a
+// one-shot sync remembers about its target, staging, and the index of block hashes. It knows no network and
+// no device.
 //
 // # Usage
 //
@@ -15,6 +16,10 @@
 //	log.go        Log: append, group commit, rotation
 //	segment.go    segment files: create, list, drop
 //	recovery.go   Open's reading side: replay, torn tail or damaged middle
+//	spare.go      room for segments, kept ahead of a full disk
+//	volume.go     VolumeLog: what must survive on a node of a live volume (volumefacts.go: facts;
+//	              volumecheckpoint.go: taking one; volumeformat.go, volumefile.go: bytes of records and
+//	              of a checkpoint; volumerecovery.go: what records add up to)
 //	syncstate.go  what the target of a one-shot sync remembers (syncformat.go: its bytes)
 //	index.go      block number to SHA-256, in badger (indexformat.go: its bytes; indexcache.go, indexdb.go:
 //	              memory and database; indexcheck.go, indexdir.go: damage and removal; indextrim.go)

@@ -21,7 +21,7 @@ var (
 	// writes, so that Dump does not.
 	ErrIndexUnclean = errors.New("was not closed cleanly and can be shown only after its next use")
 	// ErrUnknownPath marks a path that holds nothing that this package writes.
-	ErrUnknownPath = errors.New("is neither a log, a segment, a sync folder, an index nor staging")
+	ErrUnknownPath = errors.New("is neither a log, a segment, a sync or volume folder, a checkpoint, an index nor staging")
 )
 
 // What a caller can do wrong.

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dump prints what lies at a path, in words: a log folder, one of its segments, a sync folder, an index
-// folder, staging or a folder of it. It changes nothing: a torn tail is shown, not cut. Damage is printed
-// where it is found and returned at the end. ErrUnknownPath: it is none of these.
+// Dump prints what lies at a path, in words: a log folder, one of its segments, a sync folder, a volume's
+// folder, a checkpoint, an index folder, staging or a folder of it. It changes nothing: a torn tail is shown,
+// not cut. Damage is printed where it is found and returned at the end. ErrUnknownPath: it is none of these.
 func Dump(w io.Writer, path string) error {
 	out := bufio.NewWriter(w)
 	err := dump(out, path)

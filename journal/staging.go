@@ -114,6 +114,7 @@ type Staging struct {
 	last      int64  // offset of the last frame; 0: none
 	durable   int64  // everything below is
 	unsynced  bool   // something was written since the last sync
+	unsealed  bool   // the last synced point is a footer that counts no more
 	rebases   int
 	records   uint64 // in the file and the buffer, void ones too
 	pages     *blockdev.PageSet
@@ -281,7 +282,7 @@ func (s *Staging) Sync(p StagingPoint) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
-	if s.published && p == s.Point() && len(s.pending) == 0 && !s.unsynced {
+	if s.published && p == s.Point() && len(s.pending) == 0 && !s.unsynced && !s.unsealed {
 		return nil
 	}
 	if err := s.mark(framePoint, p, appendPoint(nil, p)); err != nil {
@@ -316,7 +317,7 @@ func (s *Staging) mark(kind frameKind, p StagingPoint, body []byte) error {
 	if err := s.sync(); err != nil {
 		return err
 	}
-	s.seq = p.Seq
+	s.seq, s.unsealed = p.Seq, false
 	s.mu.Lock()
 	s.now.point = p
 	s.mu.Unlock()
@@ -431,11 +432,12 @@ func (s *Staging) Seal(base, pages uint64, p StagingPoint, extra []byte) error {
 	return nil
 }
 
-// Unseal makes of a sealed epoch without a commit record a partial one. It writes nothing: until something
-// is made durable behind it, the footer will be found again.
+// Unseal makes of a sealed epoch without a commit record a partial one. It writes nothing: until the next
+// synced point the footer would be found again.
 func (s *Staging) Unseal() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.unsealed = s.unsealed || s.now.sealed
 	s.now.sealed, s.now.extra = false, nil
 }
 

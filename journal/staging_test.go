@@ -35,8 +35,8 @@ func TestStagingAgainstModel(t *testing.T) {
 // Every operation fails in turn, with every kind of failure, and the power is cut behind it. What a Sync, a
 // Rebase or a Seal has promised is there, or what was tried since as a whole, and nothing else.
 func TestStagingSurvivesEveryFault(t *testing.T) {
-	const steps = 40
-	for seed := range uint64(6) {
+	const steps = 30
+	for seed := range uint64(4) {
 		clean := newStagingWork(stagingFS(), seed)
 		before := clean.fs.(*journaltest.MemFS).Count(journaltest.OpAny)
 		must(t, clean.run(steps))
@@ -429,7 +429,7 @@ func TestStagingCutShort(t *testing.T) {
 		mem := stagingFS()
 		mem.Write(path, image[:size])
 		_, err := journal.OpenStaging(mem, testDir, w.m.epoch, journal.StagingOptions{Vouched: w.m.point.Seq})
-		if !errors.Is(err, journal.ErrDamaged) && !isNone(err) { // before the rebase: another epoch's
+		if !errors.Is(err, journal.ErrDamaged) {
 			t.Fatalf("%d of %d bytes: %v", size, len(image), err)
 		}
 		got, s, err := recovered(mem)
@@ -545,12 +545,12 @@ func TestStagingThatCannotPunch(t *testing.T) {
 	if mem.Struck() != 1 || s.Bytes() < 8*9000 {
 		t.Errorf("struck %d, %d bytes", mem.Struck(), s.Bytes())
 	}
-	must(t, s.Append(journal.StagingRecord{Seq: 21, Kind: journal.StagingZero, Length: page}, nil))
+	before := s.Bytes()
 	must(t, s.Close())
 	s, err = journal.OpenStaging(mem, testDir, 8, little) // where it goes better
 	must(t, err)
-	if s.Bytes() > 8*9000 {
-		t.Errorf("%d bytes", s.Bytes())
+	if s.Bytes() > before-8*page {
+		t.Errorf("%d bytes, before %d", s.Bytes(), before)
 	}
 }
 

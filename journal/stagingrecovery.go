@@ -48,7 +48,7 @@ func recoverStaging(fsys FS, dir string, o StagingOptions, f File, path string, 
 		return nil, err
 	}
 	if end.epoch != epoch {
-		return nil, fmt.Errorf("%s is of epoch %d by its records: %w", path, end.epoch, fs.ErrNotExist)
+		return nil, r.damaged(end.stop, "it is of epoch %d by its records, which its name may not be ahead of", end.epoch)
 	}
 	s := newStaging(fsys, dir, o, r.header)
 	s.id, s.file, s.path = r.id, f, path
@@ -319,7 +319,7 @@ func findStaging(fsys FS, dir string, epoch uint64) (path string, err error) {
 // stagingName is a file of a folder.
 type stagingName struct {
 	path      string
-	epoch     uint64 // by its records, or where they cannot be read or it is temporary by its name
+	epoch     uint64 // by its records; where they cannot be read, and of a temporary one, by its name
 	temporary bool
 }
 
@@ -346,7 +346,8 @@ func listStaging(fsys FS, dir string) ([]stagingName, error) {
 	return files, nil
 }
 
-// epochOf is the epoch that a file belongs to, or named where its header cannot be read.
+// epochOf is the epoch that a file belongs to, or named where records are missing: a file gets a name only
+// when the record of that epoch is durable.
 func epochOf(fsys FS, path string, named uint64) (uint64, error) {
 	f, err := fsys.Open(path, false)
 	if err != nil {
@@ -360,5 +361,5 @@ func epochOf(fsys FS, path string, named uint64) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return end.epoch, nil
+	return max(end.epoch, named), nil
 }

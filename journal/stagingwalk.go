@@ -63,8 +63,8 @@ func (r *stagingFile) body(off int64, f *stagingHead) (body []byte, ok bool, err
 
 // table reads the records of a frame. They are valid until the next call.
 func (r *stagingFile) table(off int64, f *stagingHead) ([]stagingEntry, error) {
-	if r.buf == nil {
-		r.buf = make([]byte, maxStagingEntries*stagingEntrySize)
+	if cap(r.buf) < int(f.body) {
+		r.buf = make([]byte, f.body)
 	}
 	off += stagingHeadSize
 	b, err := r.read(r.buf[:f.body], off)

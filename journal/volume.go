@@ -42,7 +42,7 @@ type VolumeLog struct {
 	reserved atomic.Bool           // there is room for the next checkpoint, or one under way has it
 
 	mu         sync.Mutex // also makes a lists record, its facts and a rotation one order
-	encoded    []byte     // the facts appended last
+	encoded    []byte     // the facts appended last, since the start
 	changes    uint64     // of facts
 	size       int64      // of the volume
 	lists      listsAt    // those of encoded
@@ -140,7 +140,7 @@ func (l *VolumeLog) open() (*VolumeState, error) {
 	}
 	l.named, l.lists = r.record.number, r.lists
 	if r.found {
-		l.encoded, l.size = encodeFacts(&r.state.Facts, r.lists.lsn), r.state.Facts.Size
+		l.size = r.state.Facts.Size
 		l.regions.Store(r.state.Facts.regions())
 	}
 	l.since.Store(r.bytes)
@@ -148,8 +148,10 @@ func (l *VolumeLog) open() (*VolumeState, error) {
 	if err := l.dropBefore(r.record); err != nil {
 		return nil, errors.Join(err, l.log.Close())
 	}
-	l.fillReserve(maxCheckpointBytes(r.state.Sets, len(r.state.Hot)))
-	return &r.state, nil
+	l.wantReserve(r.state.Sets, r.state.Hot)
+	l.Refill()
+	state := r.state // and let go of the rest
+	return &state, nil
 }
 
 // Mark says that writes to these regions may be under way from the moment it is durable on: they are hot
@@ -267,7 +269,7 @@ func (l *VolumeLog) Refill() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.reserved.Load() && l.checkpoint == nil {
-		l.allocateReserve()
+		l.allocateReserveLocked()
 	}
 	return !l.Low()
 }

@@ -104,7 +104,10 @@ func (c *Checkpoint) finish(facts *VolumeFacts, sets []NamedSet, hot []uint64) e
 	if err := l.dropBefore(record); err != nil {
 		return err
 	}
-	l.fillReserve(maxCheckpointBytes(sets, len(hot)))
+	l.wantReserve(sets, hot)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.allocateReserveLocked()
 	return nil
 }
 
@@ -144,6 +147,9 @@ func (l *VolumeLog) writeCheckpoint(r *checkpointRecord, sets []NamedSet, hot []
 		if err == nil {
 			err = f.Sync()
 		}
+		if isNoRoom(err) {
+			l.giveBack(f, sets, hot)
+		}
 		err = errors.Join(err, f.Close())
 	}
 	if err == nil {
@@ -161,6 +167,17 @@ func (l *VolumeLog) writeCheckpoint(r *checkpointRecord, sets []NamedSet, hot []
 		return err
 	}
 	return l.log.fail(err)
+}
+
+// giveBack lets go of the room that a checkpoint which found too little has taken besides its own, and
+// notes how much it would have needed. What cannot be given back is there for the next one.
+func (l *VolumeLog) giveBack(f File, sets []NamedSet, hot []uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if size, err := f.Size(); err == nil && size > l.reserve {
+		f.Truncate(l.reserve)
+	}
+	l.reserve = max(l.reserve, l.checkpointBound(sets, hot))
 }
 
 // nameCheckpoint appends the record that makes a checkpoint file count, and returns when it is durable.
@@ -210,17 +227,24 @@ func (l *VolumeLog) dropBefore(r checkpointRecord) error {
 	return nil
 }
 
-// fillReserve keeps room for a checkpoint of so many bytes.
-func (l *VolumeLog) fillReserve(bytes int64) {
+// wantReserve notes that the next checkpoint may be as large as one of these sets can become.
+func (l *VolumeLog) wantReserve(sets []NamedSet, hot []uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reserve = min(max(bytes, l.opts.ReserveMin), l.opts.ReserveMax)
-	l.allocateReserve()
+	l.reserve = l.checkpointBound(sets, hot)
 }
 
-// allocateReserve makes the file that the next checkpoint is written into. Nothing is synced: one that a
+func (l *VolumeLog) checkpointBound(sets []NamedSet, hot []uint64) int64 {
+	bytes := maxCheckpointBytes(sets, max(len(hot), usualHot))
+	return min(max(bytes, l.opts.ReserveMin), l.opts.ReserveMax)
+}
+
+// usualHot is how many hot regions a checkpoint lists at most by default; more are no mistake.
+const usualHot = 4096
+
+// allocateReserveLocked makes the file that the next checkpoint is written into. Nothing is synced: one that a
 // crash takes away is made again. A failure leads to Low, and to nothing else.
-func (l *VolumeLog) allocateReserve() {
+func (l *VolumeLog) allocateReserveLocked() {
 	err := makeSpare(l.fs, filepath.Join(l.dir, reserveName), l.reserve)
 	l.reserved.Store(err == nil)
 }

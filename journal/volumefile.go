@@ -135,14 +135,15 @@ func decodeCheckpointFileHeader(b []byte) (h checkpointFileHeader, err error) {
 //	   +---------------------------------------------------------------+
 //	   | name, 1 to 300 bytes                                          |  16
 //	   +---------------------------------------------------------------+
-//	2  pages of the set begun last: chunks of 65,536 pages, those that are empty left out, ascending
+//	2  pages of the set begun last, in chunks of 65,536, ascending, empty ones left out
 //	   +---------------+-------+---------------------------------------+
-//	   | chunk         | form  | form 1: number of runs, then for each how many pages are out, and how many in less 1
-//	   |               |       | form 2: bitmap, bit i of byte j stands for page 8j+i of the chunk
+//	   | chunk         | form=1| number of runs; for each: gap, length |
+//	   +---------------+-------+---------------------------------------+
+//	   | chunk         | form=2| bitmap: bit i of byte j is page 8j+i  |
 //	   +---------------+-------+---------------------------------------+
 //	3  hot regions, ascending
 //	   +---------------------------------------------------------------+
-//	   | for each how many regions lie between it and the one before   |   0
+//	   | for each: gap                                                 |   0
 //	   +---------------------------------------------------------------+
 //	4  end
 //	   +---------------------------------------------------------------+
@@ -151,9 +152,10 @@ func decodeCheckpointFileHeader(b []byte) (h checkpointFileHeader, err error) {
 //	   | number of hot regions                                         |   8
 //	   +---------------------------------------------------------------+
 //
-// All but the fixed fields and the form, which is a byte, are varints: 7 bits to a byte, the lowest first,
-// bit 7: more follow. The chunk is how many chunks of the set lie between it and the one before. The bitmap
-// of the last chunk of a set ends with the byte that its last page is in.
+// Chunk, number of runs, gap and length are varints: 7 bits to a byte, the lowest first, bit 7: more follow.
+// A chunk is told by how many chunks lie between it and the one before it in the set, a gap is how many
+// pages (regions) lie between this run (region) and the one before it in the chunk (checkpoint), a length
+// is 1 less than the run's. The bitmap of a set's last chunk ends with the byte that its last page is in.
 func sealPiece(b []byte, typ byte, at place) {
 	le := binary.LittleEndian
 	clear(b[:pieceHead])

@@ -30,7 +30,7 @@ func Dial(ctx context.Context, addr string) (net.Conn, error) {
 	d.SetMultipathTCP(false) // what Tune sets is TCP's
 	nc, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+		return nil, err // it names the address
 	}
 	if err := Tune(nc); err != nil {
 		nc.Close()

@@ -129,7 +129,7 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		sent := r.Uint64()
 		return &Attach{
 			text(MaxName), id(), Generation{id(), r.Uint64(), id(), r.Uint64()}, 1 + r.Uint64N(1<<63), r.Uint64(), 1 + r.Int64N(1<<62),
-			blockSize(), AttachFlags(r.IntN(2)), sent / 2, sent, hashes(r.IntN(MaxDevices + 1)),
+			blockSize(), AttachFlags(r.IntN(4)), sent / 2, sent, hashes(r.IntN(MaxDevices + 1)),
 		}
 	case TypeAttached:
 		m := &Attached{
@@ -294,7 +294,7 @@ func TestBroken(t *testing.T) {
 		"attach block":       attach(func(m *Attach) { m.BlockSize = 3 << 12 }),
 		"attach size 0":      attach(func(m *Attach) { m.Size = 0 }),
 		"attach size":        attach(func(m *Attach) { m.Size = -1 }),
-		"attach flags":       attach(func(m *Attach) { m.Flags = 2 }),
+		"attach flags":       attach(func(m *Attach) { m.Flags = 4 }),
 		"attach cuts":        attach(func(m *Attach) { m.Committed = m.LastSent + 1 }),
 		"attach devices":     attach(func(m *Attach) { m.Devices = make([]Hash, MaxDevices+1) }),
 		"attach volume":      attach(func(m *Attach) { m.Volume = "a\x7fb" }),

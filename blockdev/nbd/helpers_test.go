@@ -85,8 +85,9 @@ func (l *lines) String() string {
 // server is a Server behind a unix socket.
 type server struct {
 	*Server
-	path string
-	log  *lines
+	path    string
+	log     *lines
+	serving sync.WaitGroup
 }
 
 // serve starts a server that ends with the test.
@@ -104,15 +105,14 @@ func serve(t testing.TB, o Options, exports ...Export) *server {
 		if err := s.Close(context.Background()); err != nil {
 			t.Errorf("close the server: %v", err)
 		}
+		s.serving.Wait()
 	})
 	return s
 }
 
 func (s *server) serveOn(t testing.TB, l net.Listener) {
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
-	t.Cleanup(func() {
-		if err := <-done; err != nil {
+	s.serving.Go(func() {
+		if err := s.Serve(l); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})

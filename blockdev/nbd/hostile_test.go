@@ -171,10 +171,16 @@ func TestConnectionLimit(t *testing.T) {
 // What breaks the framing ends the connection: after what was asked before has been answered.
 func TestBrokenTransmission(t *testing.T) {
 	for name, say := range map[string]func(c *client){
-		"wrong magic":       func(c *client) { c.write(magicReply, make([]byte, requestSize-4)) },
-		"half a header":     func(c *client) { c.write(magicRequest); c.nc.(*net.UnixConn).CloseWrite() },
-		"half a payload":    func(c *client) { c.send(request{command: cmdWrite, length: 4096}, "x"); c.nc.(*net.UnixConn).CloseWrite() },
-		"half of a refused": func(c *client) { c.send(request{command: cmdWrite, length: 1 << 31}, "x"); c.nc.(*net.UnixConn).CloseWrite() },
+		"wrong magic":   func(c *client) { c.write(magicReply, make([]byte, requestSize-4)) },
+		"half a header": func(c *client) { c.write(magicRequest); c.nc.(*net.UnixConn).CloseWrite() },
+		"half a payload": func(c *client) {
+			c.send(request{command: cmdWrite, length: 4096}, "x")
+			c.nc.(*net.UnixConn).CloseWrite()
+		},
+		"half of a refused": func(c *client) {
+			c.send(request{command: cmdWrite, length: 1 << 31}, "x")
+			c.nc.(*net.UnixConn).CloseWrite()
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, faults := memory(1 << 20)

@@ -199,10 +199,6 @@ func (s *Server) routineConn(c *conn) {
 	defer s.goroutines.Done()
 	err := s.serve(c)
 	c.cut()
-	s.mu.Lock()
-	delete(s.conns, c)
-	c.stats.addTo(&s.gone)
-	s.mu.Unlock()
 	switch {
 	case ordinary(err), s.isClosing():
 	case c.stalled.Load():
@@ -210,6 +206,10 @@ func (s *Server) routineConn(c *conn) {
 	default:
 		s.logf("connection from %s ended: %v", peer(c.nc), err)
 	}
+	s.mu.Lock()
+	delete(s.conns, c)
+	c.stats.addTo(&s.gone)
+	s.mu.Unlock()
 }
 
 func (s *Server) serve(c *conn) error {

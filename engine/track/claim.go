@@ -158,9 +158,12 @@ func (t *Tracker) Shipped(s *Sets) bool {
 	return s.todo.Count() == 0 && s.capture.Pages() == 0
 }
 
-// readableLocked reports whether a reader would find something.
+// readableLocked reports whether a reader would find something, be it that the pass is given up.
 func (s *Sets) readableLocked() bool {
-	if s.phase != epoch && s.phase != bulk {
+	switch s.phase {
+	case givenUp:
+		return true
+	case idle:
 		return false
 	}
 	if s.capture.Pages() > 0 {

@@ -105,6 +105,9 @@ logged() {
 	dmsetup create logged --table "0 $(blockdev --getsz /dev/disk/d0) log-writes /dev/disk/d0 /dev/disk/d1" && dmsetup mknodes
 }
 mark() { dmsetup message logged 0 mark "$1"; }
+logged_all() { # after the logged disk was removed: the target stops logging when it runs out of memory or room
+	[ "$(replay list /dev/disk/d1 | tail -n 1 | cut -d' ' -f2-)" = 'mark dm-log-writes-end' ]
+}
 
 # The disk as it was: `rebuild ENTRY` brings d2, which only ever goes forward, to this entry of the log, and makes
 # /dev/mapper/rebuilt of it. What is written there goes to d3 and is forgotten by `forget`.

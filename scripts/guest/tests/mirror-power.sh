@@ -4,10 +4,10 @@
 # Disks: d0 logged, d1 its log, d2 rebuilt, d3 scratch, d4 the primary's.
 test=mirror-power
 . /share/tests/lib.sh
-mirror_parts="mstate=1024 mvol=64"
+mirror_parts="mstate=1024 mvol=16"
 
 mkdir -p /m /p
-mkfs.ext4 -q /dev/disk/d4 && mount /dev/disk/d4 /p && truncate -s 64M /p/image || die "primary's disk"
+mkfs.ext4 -q /dev/disk/d4 && mount /dev/disk/d4 /p && truncate -s 16M /p/image || die "primary's disk"
 logged && parts /dev/mapper/logged $mirror_parts && mkfs.ext4 -q /dev/mapper/mstate && mount /dev/mapper/mstate /m || die "logged disk"
 
 mirror() { up mirror /m/state --listen 127.0.0.1:7701 --volume v=/dev/mapper/mvol; }
@@ -27,6 +27,7 @@ check "writing with cuts" stamp write --socket /tmp/nbd --export v --record /tmp
 down primary mirror
 umount /m && unparts mvol mstate logged || die "logged disk is still in use"
 
+logged_all || die "not all writes were logged: $(dmesg | tail -n 3)"
 points=$(replay points --after begin --count "${POINTS:-30}" --seed "${SEED:-1}" /dev/disk/d1) || die "points: $points"
 echo "moments: $(wc -l <<<"$points") of $(replay list /dev/disk/d1 | wc -l) entries"
 

@@ -4,7 +4,7 @@
 # Disks: d0 logged, d1 its log, d2 rebuilt, d3 scratch.
 test=site-power
 . /share/tests/lib.sh
-all_parts="pstate=1024 mstate=1024 pvol=64 mvol=64"
+all_parts="pstate=1024 mstate=1024 pvol=16 mvol=16"
 
 mkdir -p /m /p
 logged && parts /dev/mapper/logged $all_parts || die "logged disk"
@@ -24,6 +24,7 @@ check "writing with flushes" stamp write --socket /tmp/nbd --export v --record /
 down primary mirror
 umount /p /m && unparts pvol mvol pstate mstate logged || die "logged disk is still in use"
 
+logged_all || die "not all writes were logged: $(dmesg | tail -n 3)"
 points=$(replay points --after begin --count "${POINTS:-24}" --seed "${SEED:-1}" /dev/disk/d1) || die "points: $points"
 echo "moments: $(wc -l <<<"$points") of $(replay list /dev/disk/d1 | wc -l) entries"
 while read -r entry tick; do
