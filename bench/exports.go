@@ -54,7 +54,10 @@ func mirrorProcess(n *Node) *process {
 }
 
 // liveExport is a primary of ours, with or without a mirror.
-type liveExport struct{ mirrored bool }
+type liveExport struct {
+	mirrored bool
+	interval string // between cuts; "": the default
+}
 
 func (liveExport) missing() string { return "" }
 
@@ -63,6 +66,9 @@ func (e liveExport) open(ctx context.Context, r *liveRun) (*opened, error) {
 	image, name := r.image("single"), "single"
 	o := &opened{uri: nbdURI(benchVolume, socket)}
 	flags := []string{"--quiet", "--export", benchVolume + "=unix:" + socket}
+	if e.interval != "" {
+		flags = append(flags, "--interval", benchVolume+"="+e.interval)
+	}
 	if e.mirrored {
 		image, name = r.image("primary"), "primary"
 		var err error

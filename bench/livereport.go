@@ -151,7 +151,7 @@ func (s LiveScenario) print(w io.Writer) {
 	for _, c := range s.Contenders {
 		c.printLag(w)
 		if s.Name == memoryName {
-			fmt.Fprintf(w, "  peak memory %d and %d MiB; goal %d MiB each\n", c.Peak>>20, c.Mirror>>20, memoryGoal>>20)
+			fmt.Fprintf(w, "    peak memory %d and %d MiB; goal %d MiB each\n", c.Peak>>20, c.Mirror>>20, memoryGoal>>20)
 		}
 	}
 	for _, k := range s.Skipped {
@@ -178,7 +178,7 @@ func (c LiveContender) printLag(w io.Writer) {
 		return
 	}
 	const mib = 1 << 20
-	fmt.Fprintf(w, "  lag in the third quarter %.2f s (%.0f MiB), in the last one %.2f s (%.0f MiB); it grew in %d of %d runs; drained in %.1f s\n",
-		median(third), median(thirdBytes)/mib, median(last), median(lastBytes)/mib, grows, len(third), median(drain))
-	fmt.Fprintf(w, "  written %.0f MiB, shipped %.0f MiB: %.2f of it\n", median(written)/mib, median(shipped)/mib, median(share))
+	fmt.Fprintf(w, "  %s:\n    lag in the third quarter %.2f s (%.0f MiB), in the last one %.2f s (%.0f MiB); it grew in %d of %d runs; drained in %.1f s\n",
+		c.Name, median(third), median(thirdBytes)/mib, median(last), median(lastBytes)/mib, grows, len(third), median(drain))
+	fmt.Fprintf(w, "    written %.0f MiB, shipped %.0f MiB: %.2f of it\n", median(written)/mib, median(shipped)/mib, median(share))
 }

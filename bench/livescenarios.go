@@ -61,7 +61,7 @@ var liveScenarios = []liveScenario{
 	{
 		name: "hot-set", about: "the first GiB overwritten all the time, 64 KiB at random places: how much less is shipped than was written",
 		load: load{rw: "randwrite", block: 64 << 10, depth: 8, span: hotSet}, unit: "MiB/s", times: 3,
-		contenders: []liveContender{mirroredExport},
+		contenders: []liveContender{mirroredExport, {mirroredName + ", interval 10s", liveExport{mirrored: true, interval: "10s"}}},
 	},
 	{
 		name: memoryName, about: "4 KiB random writes all over 1 TiB of nothing: peak memory",

@@ -113,6 +113,12 @@ func TestMisuseExitsWith2AndPointsAtHelp(t *testing.T) {
 		{"bench sync --pairs x", "--pairs", "bench sync --help"},
 		{"bench sync --pairs 0", "at least 1", "bench sync --help"},
 		{"bench sync --scenario delta-5k", "did you mean delta-4k?", "bench sync --help"},
+		{"bench live --pairs 0", "at least 1", "bench live --help"},
+		{"bench live --seconds 0", "at least 1", "bench live --help"},
+		{"bench live --warm-up -1", "must not be negative", "bench live --help"},
+		{"bench live --size 1M", "at least", "bench live --help"},
+		{"bench live --size 16777217", "whole pages", "bench live --help"},
+		{"bench live --scenario latencies", "did you mean latency?", "bench live --help"},
 		{"quickstart --size 1", "at least", "quickstart --help"},
 	}
 	for _, test := range tests {
@@ -157,7 +163,7 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for _, args := range []string{"--help", "-h", "help", "sync --help", "help sync", "sync a b c d --help", "sync --nothing", "bench --help",
-		"help bench sync", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h", "cut -h", "pause -h", "resume -h", "rebuild -h"} {
+		"help bench sync", "bench live -h", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h", "cut -h", "pause -h", "resume -h", "rebuild -h"} {
 		got := call(t, strings.Fields(args)...)
 		if args == "sync --nothing" {
 			continue // no help, see above

@@ -25,7 +25,7 @@ func TestBashCompletion(t *testing.T) {
 		{"blkmirror sync a b --n", "--no-compress"},
 		{"blkmirror sync a", ""}, // bash's own file names
 		{"blkmirror completion ", "bash zsh fish"},
-		{"blkmirror bench ", "sync"},
+		{"blkmirror bench ", "sync live"},
 		{"blkmirror bench sync --pai", "--pairs"},
 		{"blkmirror nothing --x", ""},
 	}

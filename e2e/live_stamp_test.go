@@ -99,7 +99,7 @@ func TestLiveStamp(t *testing.T) {
 // The same while a large resync is under way over a link that is slow: before it ends the mirror shows the
 // cut that it began with.
 func TestLiveStampDuringResync(t *testing.T) {
-	const size = 256 * mib
+	const size = 128 * mib
 	rounds := 1
 	if *long {
 		rounds = 10
@@ -110,12 +110,12 @@ func TestLiveStampDuringResync(t *testing.T) {
 		for _, b := range []string{"mirror", "primary", "both", "connections"} {
 			// Much is written while the mirror is away.
 			s.link.to("")
-			s.written(1500)
-			s.link.speed.SetLimit(rate.Limit(24 * mib))
+			s.written(800)
+			s.link.speed.SetLimit(rate.Limit(12 * mib))
 			s.link.to(s.mirror.addr)
 			s.pause(100*time.Millisecond, 2500*time.Millisecond)
 			t.Logf("at %d, resync under way: %s", s.h.Now(), b)
-			if s.primary.peer().Needs > 16*mib {
+			if s.primary.peer().Needs > 8*mib {
 				within++
 			}
 			switch b {

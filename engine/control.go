@@ -74,6 +74,7 @@ type VolumeStatus struct {
 	WrittenBytes int64 `json:"written_bytes,omitempty"`
 	DeviceErrors int64 `json:"device_errors,omitempty"`
 	HotRegions   int64 `json:"hot_regions,omitempty"`
+	IndexNeeds   int64 `json:"index_needs_bytes"` // what a primary's own index does not know yet
 }
 
 // SessionStatus tells one sync under way.

@@ -342,20 +342,18 @@ func (m *mirror) update(do func(*mirrorView)) {
 // show tells facts that are durable, before anybody else learns of them.
 func (m *mirror) show(f journal.VolumeFacts) {
 	m.update(func(v *mirrorView) {
-		v.held, v.facts, v.doubts = true, f, 0
-		for _, e := range f.Mirror.Doubts {
-			v.doubts += e.Length
-		}
+		v.held, v.facts = true, f
+		v.doubts = int64(m.core.DoubtPages()) * blockdev.PageSize
 	})
 }
 
-// publish tells what staging holds.
+// publish tells what staging holds, and what is in doubt.
 func (m *mirror) publish() {
 	if m.store == nil {
 		return
 	}
-	held := m.store.held()
-	m.update(func(v *mirrorView) { v.staged = held })
+	held, doubts := m.store.held(), int64(m.core.DoubtPages())*blockdev.PageSize
+	m.update(func(v *mirrorView) { v.staged, v.doubts = held, doubts })
 }
 
 // cut is a primary's.
@@ -429,7 +427,7 @@ func (m *mirror) rebuild() error {
 			return
 		}
 		if err = m.setAside(); err == nil {
-			m.update(func(v *mirrorView) { v.err = nil })
+			m.update(func(v *mirrorView) { v.err, v.held, v.facts = nil, false, journal.VolumeFacts{} })
 			m.failures, m.final = 0, false
 			m.tryOpen()
 		}

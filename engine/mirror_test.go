@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,7 +26,8 @@ import (
 type mirrorWorld struct {
 	t     *testing.T
 	fs    *journaltest.MemFS
-	disk  *devtest.Mem // nil: there is none yet
+	disk  *devtest.Mem
+	made  atomic.Bool // it exists
 	index *memIndex
 	size  int64
 	boot  string
@@ -46,7 +48,8 @@ type logLines struct {
 const testBlock = 64 << 10
 
 func newMirrorWorld(t *testing.T, size int64) *mirrorWorld {
-	w := &mirrorWorld{t: t, fs: journaltest.New(), index: newMemIndex(), size: size, boot: "boot 1", limit: 1 << 30}
+	w := &mirrorWorld{t: t, fs: journaltest.New(), index: newMemIndex(), size: size, boot: "boot 1", limit: 1 << 30,
+		disk: devtest.NewMem(size, 512, 1)}
 	w.fs.Mkdir("/state")
 	t.Cleanup(func() { w.kill() })
 	return w
@@ -85,7 +88,7 @@ func (w *mirrorWorld) options() mirrorOptions {
 		},
 		fs: w.fs,
 		device: func(string, blockdev.Options) (device, error) {
-			if w.disk == nil {
+			if !w.made.Load() {
 				return nil, &blockdev.Error{Op: "open", Path: "/memory", Err: fs.ErrNotExist}
 			}
 			w.disk.Reopen()
@@ -95,12 +98,8 @@ func (w *mirrorWorld) options() mirrorOptions {
 			}
 			return memDevice{f, w}, nil
 		},
-		prepare: func(_ string, size int64) (bool, error) {
-			if w.disk != nil {
-				return false, nil
-			}
-			w.disk = devtest.NewMem(w.size, 512, 1)
-			return true, nil
+		prepare: func(string, int64) (bool, error) {
+			return !w.made.Swap(true), nil
 		},
 		index:  func(string) (blockIndex, error) { return w.index, nil },
 		room:   func(string) (int64, error) { return 1 << 30, nil },
@@ -143,9 +142,8 @@ func (w *mirrorWorld) kill() {
 // crash is the world as a power cut at this moment leaves it.
 func (w *mirrorWorld) crash(seed uint64) *mirrorWorld {
 	c := &mirrorWorld{t: w.t, fs: w.fs.Crash(seed), index: w.index.crash(), size: w.size, boot: w.boot, seen: w.seen, limit: w.limit}
-	if w.disk != nil {
-		c.disk = w.disk.Crash(seed)
-	}
+	c.disk = w.disk.Crash(seed)
+	c.made.Store(w.made.Load())
 	w.t.Cleanup(func() { c.kill() })
 	return c
 }
@@ -298,7 +296,7 @@ func (p *fakePrimary) dial(edits ...func(*wire.Attach)) *wire.Attached {
 
 func (p *fakePrimary) knock(edits ...func(*wire.Attach)) (*wire.Attached, error) {
 	p.t.Helper()
-	a, b := net.Pipe()
+	a, b := p.pipe()
 	p.conn = wire.NewConn(a, wire.ConnOptions{})
 	theirs := wire.NewConn(b, wire.ConnOptions{})
 	p.conn.Established()
@@ -324,6 +322,22 @@ func (p *fakePrimary) knock(edits ...func(*wire.Attach)) (*wire.Attached, error)
 	}
 	p.attached, p.reports, p.doubts, p.granted = answer, nil, nil, answer.Window
 	return answer, nil
+}
+
+// pipe is a connection with buffers, as real ones are.
+func (p *fakePrimary) pipe() (a, b net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err == nil {
+		b, err = l.Accept()
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return a, b
 }
 
 // hangUp cuts the connection and waits until the mirror has noticed.

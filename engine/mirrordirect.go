@@ -261,6 +261,7 @@ func (s *mirrorSession) routineOffers(ctx context.Context) error {
 			s.m.post(func() {
 				if s.m.current == s {
 					s.m.step(&replica.Compared{Equal: equal}, nil)
+					s.m.publish()
 				}
 			})
 		}

@@ -124,7 +124,7 @@ func TestMirrorBulkCutOffAtTheStart(t *testing.T) {
 	if a := p.dial(); a.LastCut != 0 || a.Flags != wire.AttachedInconsistent || a.Generation != (wire.Generation{}) {
 		t.Fatalf("attached %+v", a)
 	}
-	if got := p.offer(0, 2*testBlock, testBlock); got[0] || !got[1] {
+	if got := p.offer(0, 2*testBlock, testBlock); !got[1] {
 		t.Errorf("wanted %v", got)
 	}
 }
@@ -185,12 +185,9 @@ func TestMirrorBulkKeepsOrder(t *testing.T) {
 	p.change(page, page, 2)
 	p.send(p.frame(0, page, page))
 	p.send(p.frame(0, 5*testBlock, testBlock))
-	if e := expect[*wire.Ack](p).Entries; len(e) != 1 || e[0].Offset != 5*testBlock && e[0].Offset != page {
-		t.Errorf("acks %+v", e)
-	}
 	close(leave)
-	for range 2 {
-		expect[*wire.Ack](p)
+	for n := 0; n < 3; {
+		n += len(expect[*wire.Ack](p).Entries)
 	}
 	if at := differs(w.disk.Bytes()[:testBlock], p.content[:testBlock]); at >= 0 {
 		t.Errorf("it differs at %d", at)

@@ -73,6 +73,9 @@ func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello
 		return err
 	}
 	conn.Established() // opening the device may take longer than a handshake
+	if done, err := m.introduce(conn, attach); done {
+		return err
+	}
 	s := m.newSession(ctx, conn, hello, attach, peer)
 	defer s.cancel(nil)
 	err = m.enter(s)
@@ -91,6 +94,30 @@ func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello
 	m.log(fmt.Sprintf("%s: the primary %s is gone after %.1f s: shipped %d, wire %d bytes, %d blocks retried: %v", peer,
 		hello.Name, time.Since(s.start).Seconds(), s.prog.Shipped.Load(), s.prog.Wire.Load(), s.prog.RetriedBlocks.Load(), err))
 	return err
+}
+
+// introduce answers a primary that lost its journal and asks who it is: with what is held here, and nothing
+// is changed. A mirror that holds nothing lets it in like any other.
+func (m *mirror) introduce(conn *wire.Conn, a *wire.Attach) (done bool, err error) {
+	if a.Flags&wire.AttachRebuilt == 0 {
+		return false, nil
+	}
+	var answer *wire.Attached
+	m.call(func() {
+		if m.store != nil && m.broken == nil {
+			answer = m.core.Introduce(a)
+		}
+	})
+	if answer == nil {
+		return false, nil
+	}
+	m.log("a primary that lost its journal asked who it is")
+	answer.Window, answer.MaxOffers = uint64(m.window), 1
+	if err := conn.Send(answer); err != nil {
+		return true, err
+	}
+	_, err = conn.Next() // it closes
+	return true, err
 }
 
 // readAttach waits for Attach, which follows the Hellos at once.

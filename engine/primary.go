@@ -238,6 +238,7 @@ func (p *primary) fill(v *VolumeStatus) {
 	v.Epoch, v.Mode, v.Export = f.Cut, "async", p.exportName()
 	v.HotRegions, v.DeviceErrors = int64(p.tracker.HotCount()), p.deviceErrors.Load()
 	v.MaxLag = p.maxLag().Seconds()
+	v.IndexNeeds = min(int64(p.tracker.Counts(p.index.sets).Needs)*pageSize, p.size)
 	v.ReadBytes, v.WrittenBytes = p.read.Load(), p.written.Load()
 	if text := p.deviceError.Load(); text != nil {
 		v.Error, v.Next = *text, "check the disk (dmesg, smartctl); the range stays in needs until it can be read"

@@ -249,7 +249,7 @@ func (s *shipper) forgetKept() {
 	for _, it := range s.again {
 		it.buf.release()
 	}
-	s.again = nil
+	s.again, s.refused = nil, nil
 	s.full = false
 }
 

@@ -204,7 +204,7 @@ func (s *shipper) doGiveUp(a ship.Action, session *shipSession) {
 	defer s.hands.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	extents := s.core.GaveUp(s.full, s.p.now())
+	extents := append(s.core.GaveUp(s.full, s.p.now()), s.refused...)
 	for _, it := range s.again {
 		extents = append(extents, wire.Extent{Offset: it.off, Length: it.length})
 	}

@@ -40,6 +40,7 @@ type shipper struct {
 	full     bool            // the write path gave the cut up
 	kept     map[uint64]item // sent and not acknowledged, by Seq
 	again    []item          // to be sent before anything else
+	refused  []wire.Extent   // the mirror had no room for it; todo again with the give-up that follows
 	voids    *blockdev.PageSet
 	session  *shipSession // nil: not connected
 	offers   map[uint64]claim

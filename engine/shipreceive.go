@@ -79,6 +79,7 @@ func (s *shipper) settleLocked(rec ship.Record, verdict ship.Verdict, got wire.H
 	case ship.NoRoomAt:
 		it.buf.release()
 		s.core.NoRoom(s.bytes(s.p.tracker.Counts(s.sets).Needs))
+		s.refused = append(s.refused, wire.Extent{Offset: rec.Offset, Length: rec.Length})
 		s.full = true
 		return nil
 	case ship.Reship:

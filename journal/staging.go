@@ -349,8 +349,8 @@ func (s *Staging) publish() error {
 }
 
 // Rebase carries what is staged over to a later epoch on the same base. The pages in voids, which are
-// ascending extents of whole pages, are void in it until they are staged again. It is a synced point, p.Seq
-// being seq. When it returns, the file has the new epoch's name; the room of records that are wholly void is
+// ascending extents of whole pages, are void in it until they are staged again. It is a synced point; p.Seq is
+// seq. When it returns, the file has the new epoch's name; the room of records that are wholly void is
 // given back where the file system can. After a crash or an error, the file is the old epoch's as it was, or
 // the new one's.
 //

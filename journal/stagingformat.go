@@ -218,12 +218,15 @@ type stagingHead struct {
 	bodySum       uint32
 }
 
-// stagingSeed begins the checksum of what stands at an offset of a file.
+// stagingSeed begins the checksum of what stands at an offset of a file: CRC32C of id and offset. The offset
+// is taken in by hand, because the library's argument would be allocated, for every record.
 func stagingSeed(id *stagingID, off int64) uint32 {
-	var b [24]byte
-	copy(b[:], id[:])
-	binary.LittleEndian.PutUint64(b[16:], uint64(off))
-	return crc32.Checksum(b[:], castagnoli)
+	crc := ^crc32.Checksum(id[:], castagnoli)
+	for range 8 {
+		crc = castagnoli[byte(crc)^byte(off)] ^ crc>>8
+		off >>= 8
+	}
+	return ^crc
 }
 
 // encode fills the first bytes of b.

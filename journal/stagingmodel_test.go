@@ -22,7 +22,7 @@ const (
 )
 
 // little makes much happen with few records.
-var little = journal.StagingOptions{BufferSize: 6 << 10, PlanPieces: 3}
+var little = journal.StagingOptions{BufferSize: 4 << 10, PlanPieces: 3}
 
 func stagingHeader(epoch uint64) journal.StagingHeader {
 	return journal.StagingHeader{Volume: [16]byte{1}, Generation: [16]byte{2}, Incarnation: 3, Base: 5, Epoch: epoch,
@@ -247,7 +247,7 @@ func (w *stagingWork) append() error {
 	if w.rng.IntN(4) > 0 {
 		rec.Kind, rec.MayFree, rec.Codec = journal.StagingData, false, uint8(w.rng.IntN(3))
 		rec.Length = min(rec.Length, (first/4+1)*4*page-rec.Offset)
-		payload = payloadOf(w.seq, 1+w.rng.IntN(9000))
+		payload = payloadOf(w.seq, 1+w.rng.IntN(5000))
 		rec.PayloadLength, rec.Hash = len(payload), sha256.Sum256(payload)
 	}
 	w.m.append(rec)

@@ -128,23 +128,24 @@ func (p *planner) collect() error {
 
 func byPage(a, b planPiece) int { return cmp.Compare(a.page, b.page) }
 
-// meet gives a record those of its pages that are still to be found.
+// meet gives a record those of its pages that are still to be found. It looks page by page, since the next
+// one that is in the set may be far behind the record.
 func (p *planner) meet(e *stagingEntry) {
 	first, count := pageRange(e.rec.Offset, e.rec.Length)
 	end := first + count
-	for first < min(end, p.to) {
-		page, n, ok := p.todo.NextRun(first, end-first)
-		if !ok || page >= end {
-			return
+	for page := max(first, p.from); page < min(end, p.to); {
+		if !p.todo.Contains(page) {
+			page++
+			continue
 		}
-		n = min(n, end-page)
 		if len(p.pieces) == p.limit {
 			p.shrink()
 			continue
 		}
+		_, n, _ := p.todo.NextRun(page, end-page)
 		p.pieces = append(p.pieces, planPiece{page, uint32(n), e.off})
 		p.todo.Remove(page, n)
-		first = page + n
+		page += n
 	}
 }
 

@@ -281,16 +281,23 @@ func RemoveStaging(fs FS, dir string, epoch uint64) error {
 }
 
 func removeStaging(fsys FS, dir string, epoch uint64) error {
-	files, err := listStaging(fsys, dir)
-	if err != nil {
+	path := stagingPath(dir, epoch)
+	if err := removeIfExists(fsys, path+tempSuffix); err != nil {
 		return err
 	}
-	for _, f := range files {
-		if f.epoch == epoch {
-			if err := fsys.Remove(f.path); err != nil {
-				return err
-			}
-		}
+	// The usual case looks at no other file: there may be a large one that grows meanwhile.
+	have, err := epochOf(fsys, path, epoch)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && have != epoch {
+		path, err = findStaging(fsys, dir, epoch)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		path, err = "", nil
+	}
+	if err == nil && path != "" {
+		err = fsys.Remove(path)
+	}
+	if err != nil {
+		return err
 	}
 	return fsys.SyncDir(dir)
 }

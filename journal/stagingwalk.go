@@ -216,7 +216,10 @@ func (s *Staging) eachDead(r *stagingFile, fn func(index uint64, e *stagingEntry
 			}
 			for i := len(entries) - 1; i >= 0; i-- {
 				first, count := pageRange(entries[i].rec.Offset, entries[i].rec.Length)
-				if at, n, ok := voids.NextRun(first, count); ok && at == first && n == count {
+				if !voids.Contains(first) {
+					continue
+				}
+				if _, n, _ := voids.NextRun(first, count); n == count {
 					fn(index+uint64(i), &entries[i])
 				}
 			}
@@ -294,11 +297,12 @@ func (s *Staging) ReadPayload(rec StagingRecord, at int64, dst []byte) error {
 		return fmt.Errorf("%w: payload of %d bytes at %d, read into %d", ErrStaging, rec.PayloadLength, at, len(dst))
 	}
 	n, err := s.file.ReadAt(dst, at)
-	switch {
-	case n == len(dst):
+	if n == len(dst) {
 		return nil
-	case err == io.EOF:
-		return &DamagedError{s.path, at + int64(n), fmt.Sprintf("it ends within the payload of record %d", rec.Seq)}
 	}
-	return fmt.Errorf("read payload of record %d from %s at %d: %w", rec.Seq, s.path, at, err)
+	path := stagingPath(s.dir, s.Header().Epoch)
+	if err == io.EOF {
+		return &DamagedError{path, at + int64(n), fmt.Sprintf("it ends within the payload of record %d", rec.Seq)}
+	}
+	return fmt.Errorf("read payload of record %d from %s at %d: %w", rec.Seq, path, at, err)
 }

@@ -118,7 +118,7 @@ func TestNbdsh(t *testing.T) {
 		t.Skip("python3-libnbd is not installed")
 	}
 	_, _, uri := image(t)
-	tool(t, "nbdsh", "-u", uri, "-c", `
+	tool(t, "nbdsh", "--base-allocation", "-u", uri, "-c", `
 size = h.get_size()
 assert h.get_structured_replies_negotiated()
 h.pwrite(b'x' * 1001, 333, nbd.CMD_FLAG_FUA)
@@ -157,10 +157,12 @@ h.shutdown()
 `)
 	tool(t, "nbdsh", "-c", fmt.Sprintf(`
 h.set_request_structured_replies(False)
-h.set_handshake_flags(0)
+h.set_handshake_flags(nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE)
 h.set_opt_mode(True)
 h.connect_uri(%q)
-assert h.opt_list(lambda name, text: print(name, text)) == 1
+names = []
+h.opt_list(lambda name, text: names.append((name, text)))
+assert names == [("vol", "a volume")], names
 h.opt_info()
 h.opt_go()
 assert h.pread(4, 333) is not None

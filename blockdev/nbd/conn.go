@@ -39,7 +39,7 @@ type conn struct {
 	started int           // workers; the turn's
 	ended   error         // why reading ended; the turn's, then the first worker's
 	idle    atomic.Int32  // workers that wait for the turn
-	busy    atomic.Int32  // requests that were read and are not handled yet
+	busy    atomic.Int32  // requests that were read, and whose reply is not with the sender yet
 	workers sync.WaitGroup
 
 	payload mark        // a payload is being read

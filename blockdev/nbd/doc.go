@@ -28,4 +28,11 @@
 // requests of one connection that are being handled by maxWorkers, and replies waiting to be sent by
 // maxQueued. A handshake has Options.HandshakeTimeout and maxOptions. A client that neither takes its
 // replies nor sends the payload that it announced keeps its buffers only until others need them.
+//
+// # What the process should set
+//
+// A worker that waits for the disk in a system call keeps the right to run Go code until the runtime takes
+// it back, which is later than a fast disk answers. With as few of these rights as a small machine has
+// processors, disks are not kept busy by small requests at great depth. A process that serves such disks
+// should raise runtime.GOMAXPROCS to about eight, where it is less.
 package nbd

@@ -52,7 +52,7 @@ func (s *sender) init(c *conn) {
 
 // send sends a reply, or leaves it to the worker that is sending.
 func (s *sender) send(r *reply) {
-	busy := s.c.busy.Load() > 1
+	others := s.c.busy.Load() > 1
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.sending && len(s.queue) == maxQueued {
@@ -63,7 +63,7 @@ func (s *sender) send(r *reply) {
 		return
 	}
 	s.sending = true
-	if busy {
+	if others { // let those whose request is done by now come along; it saves system calls, here and at the client
 		s.mu.Unlock()
 		runtime.Gosched()
 		s.mu.Lock()

@@ -49,6 +49,17 @@ func (c *Core) Admit(m *wire.Attach) *Refusal {
 	return nil
 }
 
+// Introduce tells a primary that lost its journal which volume is held here, and of which history; nil where
+// that is none, or one of another size.
+func (c *Core) Introduce(m *wire.Attach) *wire.Attached {
+	f := &c.facts
+	if f.UUID == [16]byte{} || f.Size != m.Size || f.BlockSize != m.BlockSize {
+		return nil
+	}
+	g := f.Generation // the newest one seen, so that the primary's next one is above it
+	return &wire.Attached{VolumeID: f.UUID, Generation: wire.Generation(g), LastCut: f.Mirror.Committed, Applied: f.Mirror.Applied, Size: f.Size}
+}
+
 // attach begins a session: takes on what a new mirror takes on, decides what becomes of a staging in part,
 // and says what is held. Nothing of a former session is left.
 func (c *Core) attach(e *Attach) {

@@ -96,6 +96,9 @@ func (c *Core) Begin() []Action {
 // Facts are those that were journaled last.
 func (c *Core) Facts() journal.VolumeFacts { return c.facts }
 
+// DoubtPages is how many pages the mirror cannot vouch for.
+func (c *Core) DoubtPages() uint64 { return c.doubts.Count() }
+
 // Staged is what is staged and not committed.
 func (c *Core) Staged() (s Staged, ok bool) {
 	if c.staged == nil {

@@ -227,7 +227,7 @@ func (c *Core) nextShip(now time.Time, n Counts) Action {
 	}
 	if c.holding && c.cfg.BulkWhenFull && c.sent == nil {
 		c.phase, c.bulk = Bulk, bulk{}
-		c.holding = false
+		c.holding, c.failures, c.notBefore = false, 0, time.Time{}
 		return c.nextBulk(now, n)
 	}
 	if n.Holes > 0 && !now.Before(c.holesAt) {

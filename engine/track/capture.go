@@ -227,34 +227,55 @@ type fetched struct {
 	parts []kept
 }
 
-// pop takes out the first run in ascending order: within one block, all data or all zeroes, of at most so
-// many bytes but for a content that is larger in itself. Its spool room is held until load.
+// peek is the number of bytes that the next pop can give; 0 for zeroes. false: nothing is kept.
+func (c *Capture) peek() (bytes int, ok bool) {
+	if c == nil {
+		return 0, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.nextLocked(int(c.cfg.BlockPages) * blockdev.PageSize)
+	return f.bytes, ok
+}
+
+// pop takes out the first run in ascending order. false: there is none of at most so many bytes. The run
+// has to be loaded, and holds its room in the spool until it is.
 func (c *Capture) pop(limit int) (f fetched, ok bool) {
 	if c == nil {
 		return fetched{}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first, _, ok := c.pages.NextRun(0, 1)
-	if !ok {
+	if f, ok = c.nextLocked(limit); !ok {
 		return fetched{}, false
 	}
-	f.First = first
-	for at := first; at == first || at%c.cfg.BlockPages != 0; {
-		k, ok := c.kept[at]
-		if !ok || at > first && (k.zero() != f.zero || f.bytes+k.bytes() > limit) {
-			break
-		}
-		f.zero = k.zero()
-		f.bytes += k.bytes()
-		f.parts = append(f.parts, k)
-		f.Count += k.count
+	at := f.First
+	for _, k := range f.parts {
 		delete(c.kept, at)
 		c.memory -= int64(len(k.data))
 		at += k.count
 	}
 	c.pages.Remove(f.First, f.Count)
 	return f, true
+}
+
+// nextLocked is the first run: within one block, all data or all zeroes, and as long as it fits.
+func (c *Capture) nextLocked(limit int) (f fetched, ok bool) {
+	f.First, _, ok = c.pages.NextRun(0, 1)
+	for at := f.First; ok; {
+		k, follows := c.kept[at]
+		if !follows || f.Count > 0 && k.zero() != f.zero || f.bytes+k.bytes() > limit {
+			break
+		}
+		f.zero = k.zero()
+		f.bytes += k.bytes()
+		f.parts = append(f.parts, k)
+		f.Count += k.count
+		if at += k.count; at%c.cfg.BlockPages == 0 {
+			break
+		}
+	}
+	return f, f.Count > 0
 }
 
 // load copies the data of a popped run to dst, and ends its hold on the spool. After an error the content

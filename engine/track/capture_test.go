@@ -35,7 +35,7 @@ func stored(c *Capture, contents ...content) error {
 
 func TestCaptureLikeModel(t *testing.T) {
 	const pages, block = 400, 8
-	for seed := range uint64(30) {
+	for seed := range uint64(12) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		fs := journaltest.New()
 		c := NewCapture(CaptureConfig{Pages: pages, BlockPages: block, Memory: 30 * page, Spool: 60 * page, FS: fs, Path: "spool"})
@@ -108,6 +108,9 @@ func TestCaptureLikeModel(t *testing.T) {
 func checkPop(t *testing.T, c *Capture, model map[uint64][]byte, limit int) {
 	t.Helper()
 	f, ok := c.pop(limit)
+	if n, some := c.peek(); !ok && some && n > limit {
+		return // the first does not fit
+	}
 	if ok != (len(model) > 0) {
 		t.Fatalf("pop: %v, the model has %d pages", ok, len(model))
 	}
@@ -119,7 +122,7 @@ func checkPop(t *testing.T, c *Capture, model map[uint64][]byte, limit int) {
 			t.Fatalf("popped %d before %d", f.First, p)
 		}
 	}
-	if f.First/8 != (f.End()-1)/8 || len(f.parts) > 1 && f.bytes > limit {
+	if f.First/8 != (f.End()-1)/8 || f.bytes > limit {
 		t.Fatalf("popped %+v of at most %d bytes", f.Run, limit)
 	}
 	buf := make([]byte, f.bytes)

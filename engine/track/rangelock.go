@@ -15,6 +15,7 @@ type RangeLock struct {
 	mu      sync.Mutex
 	arrived uint64
 	asked   []ask // held or waiting, in no order
+	waiting int   // of these
 }
 
 // ask is a range that somebody holds or waits for.
@@ -53,6 +54,7 @@ func (l *RangeLock) lock(first, count uint64, shared bool) {
 	a.arrival = l.arrived
 	if a.before > 0 {
 		a.ready = make(chan struct{})
+		l.waiting++
 	}
 	l.asked = append(l.asked, a)
 	l.mu.Unlock()
@@ -73,6 +75,9 @@ func (l *RangeLock) unlock(first, count uint64, shared bool) {
 	if !ok {
 		panic("track: unlock of a range that is not locked")
 	}
+	if l.waiting == 0 {
+		return
+	}
 	for i := range l.asked {
 		b := &l.asked[i]
 		if b.arrival < a.arrival || !b.conflicts(&a) {
@@ -80,6 +85,7 @@ func (l *RangeLock) unlock(first, count uint64, shared bool) {
 		}
 		if b.before--; b.before == 0 {
 			close(b.ready)
+			l.waiting--
 		}
 	}
 }

@@ -26,8 +26,8 @@ type Buffers interface {
 }
 
 // ReadClosed reads the next of what is in the consumer's pass: captured contents first, for they take
-// room, else one run of todo. It returns at most about maxBytes of data, but a block at least; a hole of
-// the device may be longer. Any number of goroutines may call it at once; together they get every page of
+// room, else one run of todo. It returns at most maxBytes of data, but a captured run of up to a block is
+// not divided for that; zeroes may be more. Any number of goroutines may call it at once; together they get every page of
 // the pass once.
 //
 // The pages returned count as read. more tells whether another call would find something now: pages that
@@ -79,38 +79,51 @@ func (t *Tracker) readable(s *Sets) bool {
 // fetchCaptured takes captured contents out. The buffer comes first: a content that was taken out and has
 // nowhere to go could not always be put back.
 func (p *Path) fetchCaptured(ctx context.Context, s *Sets, maxBytes int, bufs Buffers) (out []Piece, err error) {
-	for left := maxBytes; s.capture.Pages() > 0 && (len(out) == 0 || left >= p.cfg.BlockSize); {
-		buf, err := bufs.Get(ctx, p.cfg.BlockSize)
-		if err != nil {
-			if len(out) > 0 {
-				err = nil
-			}
-			return out, err
+	for left := maxBytes; ; {
+		n, ok := s.capture.peek()
+		if !ok || len(out) > 0 && max(n, blockdev.PageSize) > left {
+			return out, nil
 		}
-		f, round, ok := p.t.pop(s, len(buf))
-		if !ok {
-			bufs.Put(buf)
-			break
+		x, err := p.fetchOne(ctx, s, n, bufs)
+		switch {
+		case err != nil && len(out) == 0:
+			return nil, err
+		case err != nil:
+			return out, nil // the next call fails, or is told
+		case x.Count > 0:
+			out = append(out, x)
+			left -= max(len(x.Data), blockdev.PageSize)
 		}
-		x := Piece{Run: f.Run, Zero: f.zero}
-		_, x.Length = p.bytesOf(f.Run)
-		if err := s.capture.load(f, buf); err != nil {
-			bufs.Put(buf)
-			p.lost(s, round, f.Run, err)
-			if len(out) > 0 {
-				return out, nil // the next call is told
-			}
-			return nil, fmt.Errorf("%w: %w", ErrGivenUp, err)
-		}
-		if f.zero {
-			bufs.Put(buf)
-		} else {
-			x.Data = buf[:f.bytes]
-		}
-		out = append(out, x)
-		left -= max(f.bytes, blockdev.PageSize)
 	}
-	return out, nil
+}
+
+// fetchOne takes one run of at most n bytes out; none where another reader was faster.
+func (p *Path) fetchOne(ctx context.Context, s *Sets, n int, bufs Buffers) (x Piece, err error) {
+	var buf []byte
+	if n > 0 {
+		if buf, err = bufs.Get(ctx, n); err != nil {
+			return Piece{}, err
+		}
+		defer func() {
+			if x.Data == nil {
+				bufs.Put(buf)
+			}
+		}()
+	}
+	f, round, ok := p.t.pop(s, n)
+	if !ok {
+		return Piece{}, nil
+	}
+	if err := s.capture.load(f, buf); err != nil {
+		p.lost(s, round, f.Run, err)
+		return Piece{}, fmt.Errorf("%w: %w", ErrGivenUp, err)
+	}
+	x = Piece{Run: f.Run, Zero: f.zero}
+	_, x.Length = p.bytesOf(f.Run)
+	if !f.zero {
+		x.Data = buf[:f.bytes]
+	}
+	return x, nil
 }
 
 // pop takes a content out in one step with looking at the round that it is of.
