@@ -98,7 +98,7 @@ func (l *Lag) summarise(samples []lagSample, end time.Time, run time.Duration) {
 	l.ThirdSeconds, l.ThirdBytes = meanLag(third)
 	l.LastSeconds, l.LastBytes = meanLag(last)
 	// The lag of a mirror that follows is a saw with teeth of an epoch: a little more is none.
-	l.Grows = l.LastSeconds > 1.25*l.ThirdSeconds+0.5
+	l.Grows = l.LastSeconds > 1.1*l.ThirdSeconds+0.5
 }
 
 func meanLag(samples []lagSample) (seconds, bytes float64) {

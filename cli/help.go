@@ -9,16 +9,16 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-const about = `blkmirror keeps a second copy of a Linux disk on another machine.
+const about = `blkmirror keeps a second copy of a Linux disk on another machine, live or once.
 
-Every block is hashed where it is read and where it is written, and the two are compared. An
-interrupted sync goes on where it stopped.
+Every block is hashed where it is read and where it is written, and the two are compared. What was
+interrupted goes on where it stopped.
 `
 
 const exitCodes = `Exit codes:
   0 done   1 other error, interrupted   2 usage   3 network   4 authentication
   5 integrity: a mismatch that retries did not clear   6 device, state directory or journal
-  7 refused by state: in use, mounted, too small, unknown volume
+  7 refused by state: in use, mounted, too small, unknown volume; status --check: needs a look
 `
 
 // printHelp prints the help of the command that was called, or of the program.

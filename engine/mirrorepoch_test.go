@@ -211,7 +211,7 @@ func TestMirrorStagingLimit(t *testing.T) {
 	w := newMirrorWorld(t, mib)
 	w.limit = 300 << 10
 	slow, stop := make(chan struct{}), make(chan struct{})
-	w.rules = []devtest.Rule{{Op: devtest.OpWrite, When: func(c devtest.Call) bool { return c.Offset == 7*testBlock }, Times: 1,
+	w.rules = []devtest.Rule{{Op: devtest.OpWrite, When: devtest.Touches(7*testBlock, 1), Times: 1,
 		Effect: devtest.Hook(func(devtest.Call) { close(slow); <-stop })}}
 	w.open()
 	p := newPrimary(w)

@@ -267,7 +267,9 @@ func (m *mirror) begin(s *mirrorSession, a *wire.Attach, hello *wire.Hello) erro
 	if err != nil {
 		return deviceError("map mirror", m.config.Path, err)
 	}
-	m.store.geometry, m.store.index.geometry = s.geometry, s.geometry
+	if m.store.geometry != s.geometry { // it is new: the comparison of one that is not reads them
+		m.store.geometry, m.store.index.geometry = s.geometry, s.geometry
+	}
 	m.current = s
 	m.measure()
 	m.step(&replica.Attach{Message: a, Node: hello.Node, Fresh: end == 0}, nil)

@@ -23,8 +23,9 @@
 //	syncstate.go  what the target of a one-shot sync remembers (syncformat.go: its bytes)
 //	index.go      block number to SHA-256, in badger (indexformat.go: its bytes; indexcache.go, indexdb.go:
 //	              memory and database; indexcheck.go, indexdir.go: damage and removal; indextrim.go)
-//	staging.go    a mirror's redo log of one epoch (stagingformat.go: its bytes; stagingrecovery.go: opening,
-//	              listing, removing; stagingwalk.go: reading it; stagingplan.go: what is to be applied)
+//	staging.go    a mirror's redo log of one epoch (stagingformat.go: its bytes; stagingwrite.go;
+//	              stagingrecovery.go: opening, listing, removing; stagingwalk.go: reading it; stagingplan.go: what
+//	              is to be applied)
 //	inspect.go    Dump: any of these in words (staginginspect.go)
 //
 // # The log's format, in short

@@ -43,19 +43,6 @@ type modelRecord struct {
 	live map[int]bool // pages that are not void
 }
 
-func (m *stagingModel) clone() *stagingModel {
-	c := *m
-	c.recs = nil
-	for _, r := range m.recs {
-		live := map[int]bool{}
-		for p := range r.live {
-			live[p] = true
-		}
-		c.recs = append(c.recs, modelRecord{r.rec, live})
-	}
-	return &c
-}
-
 func pagesOf(r journal.StagingRecord) (pages []int) {
 	for p := r.Offset / page; p*page < r.Offset+r.Length; p++ {
 		pages = append(pages, int(p))
