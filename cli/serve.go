@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -75,12 +76,19 @@ blkmirror serve --config /etc/blkmirror.toml`,
 	}
 }
 
+// serveProcs is how many goroutines of a daemon may be in system calls at once without being noticed.
+const serveProcs = 8
+
 func (a *app) serve(ctx context.Context, f serveFlags) error {
 	o, err := f.options()
 	if err != nil {
 		return err
 	}
 	o.Version = versionOf().Version
+	o.Guard = os.Geteuid() == 0
+	// A thread that waits for the disk holds a processor of the scheduler for a while: with as many as the
+	// machine has, requests wait for one another at depth.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), serveProcs))
 	var logging sync.Mutex
 	o.Log = func(text string) {
 		if !f.quiet {

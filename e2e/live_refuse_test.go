@@ -10,6 +10,26 @@ import (
 	"github.com/blkmirror/blkmirror/e2e/stamp"
 )
 
+// startRefused runs a daemon that must not come up.
+func startRefused(t *testing.T, state string, args ...string) result {
+	t.Helper()
+	n := newNode(t, checked, state)
+	n.line = append([]string{"serve", "--insecure", "--state", state}, args...)
+	n.launch()
+	until(t, "the daemon to end", func() bool {
+		if n.ended() {
+			return true
+		}
+		r := n.ask("status", "--json")
+		if r.code == 0 && !n.ended() {
+			n.kill()
+			t.Fatalf("%q: it came up: %s", n.line, r.stdout)
+		}
+		return false
+	})
+	return n.wait()
+}
+
 // Two daemons on one state directory, on one device, on one export: the second is refused and the first
 // does not notice.
 func TestLiveTwoDaemons(t *testing.T) {
@@ -23,8 +43,13 @@ func TestLiveTwoDaemons(t *testing.T) {
 		"export":                   {p.dir + "/x", free, p.sock, p.sock},
 	} {
 		t.Run(name, func(t *testing.T) {
-			blkmirror(t, "serve", "--insecure", "--state", c.state, "--listen", "127.0.0.1:0",
-				"--volume", "v="+c.device, "--export", "v=unix:"+c.export).fails(t, 7, c.word)
+			line := []string{"serve", "--insecure", "--state", c.state, "--listen", "127.0.0.1:0",
+				"--volume", "v=" + c.device, "--export", "v=unix:" + c.export}
+			if strings.Contains(name, "state") { // where the control socket of the first one answers
+				blkmirror(t, line...).fails(t, 7, c.word)
+				return
+			}
+			startRefused(t, c.state, line[4:]...).fails(t, 7, c.word)
 		})
 	}
 	p.write(t, mib, "still served")
@@ -243,7 +268,7 @@ func TestLivePauseResume(t *testing.T) {
 func TestLiveUsage(t *testing.T) {
 	dir := folder(t)
 	img := sized(t, dir, "img", mib)
-	base := []string{"serve", "--insecure", "--state", filepath.Join(dir, "s"), "--listen", "127.0.0.1:0", "--volume", "v=" + img}
+	base := []string{"--listen", "127.0.0.1:0", "--volume", "v=" + img}
 	for name, c := range map[string]struct {
 		code int
 		args []string
@@ -262,7 +287,7 @@ func TestLiveUsage(t *testing.T) {
 		"two exports":                   {2, []string{"--export", "v=unix:" + dir + "/x", "--export", "v=unix:" + dir + "/y"}, "v"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			blkmirror(t, append(append([]string(nil), base...), c.args...)...).fails(t, c.code, c.word)
+			startRefused(t, filepath.Join(folder(t), "s"), append(append([]string(nil), base...), c.args...)...).fails(t, c.code, c.word)
 		})
 	}
 	for name, text := range map[string]string{
@@ -277,7 +302,7 @@ func TestLiveUsage(t *testing.T) {
 		t.Run("config "+name, func(t *testing.T) {
 			config := filepath.Join(dir, "config")
 			write(t, config, []byte(text))
-			blkmirror(t, "serve", "--insecure", "--config", config).fails(t, 2, config)
+			startRefused(t, filepath.Join(folder(t), "s"), "--listen", "127.0.0.1:0", "--config", config).fails(t, 2, config)
 		})
 	}
 }

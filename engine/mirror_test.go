@@ -36,8 +36,9 @@ type mirrorWorld struct {
 	rules []devtest.Rule
 	free  func() int64 // room of the device for data; nil: enough
 
-	m    *mirror
-	logs logLines
+	m     *mirror
+	peers []*fakePrimary
+	logs  logLines
 }
 
 type logLines struct {
@@ -132,6 +133,11 @@ func (w *mirrorWorld) stop() {
 func (w *mirrorWorld) kill() {
 	if w.m == nil {
 		return
+	}
+	for _, p := range w.peers {
+		if p.w == w && p.conn != nil {
+			p.conn.Close(nil)
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -280,6 +286,7 @@ type fakePrimary struct {
 func newPrimary(w *mirrorWorld) *fakePrimary {
 	p := &fakePrimary{t: w.t, w: w, content: make([]byte, w.size), incarnation: 11, volume: [16]byte{1},
 		generation: wire.Generation{ID: [16]byte{9}, Counter: 1}, pages: map[int64]bool{}}
+	w.peers = append(w.peers, p)
 	w.t.Cleanup(func() { p.hangUp() })
 	return p
 }

@@ -25,6 +25,9 @@ type ServerOptions struct {
 	Version  string
 	Log      func(text string) // one line an event; may be nil
 
+	// Guard locks the process's memory where a volume has an export: clients may be this machine's kernel.
+	Guard bool
+
 	// Reload brings what a user says of the volumes by now, all of them; may be nil.
 	Reload <-chan map[string]VolumeConfig
 }
@@ -63,6 +66,9 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	if s.id, err = nodeID(o.StateDir); err != nil {
 		return deviceError("read node id", o.StateDir, err)
 	}
+	if s.Guard && s.exports() {
+		guardMemory(s.log)
+	}
 	s.openVolumes(ctx)
 	if s.listener, err = wire.Listen(o.Listen); err != nil {
 		s.stopLive()
@@ -75,6 +81,16 @@ func Serve(ctx context.Context, o ServerOptions) error {
 		return err
 	}
 	return s.serve(ctx, control)
+}
+
+// exports tells whether clients may use a volume here as a disk.
+func (s *server) exports() bool {
+	for _, c := range s.Volumes {
+		if c.Export != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // lockPatiently waits a little for a daemon that was killed: its lock goes only when the kernel has let its

@@ -143,19 +143,27 @@ func (s *shipper) stop() {
 	s.routines.Wait()
 }
 
-// finish gives the mirror what is under way, as far as ctx allows: with nothing written since, a clean stop
-// then leaves both sides equal.
+// finish gives the mirror what it still needs, as far as ctx and the connection allow: where nobody writes
+// any more, a clean stop then leaves both sides equal.
 func (s *shipper) finish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
+	defer cancel()
 	s.mu.Lock()
-	connected := s.session != nil
+	session := s.session
+	st := s.core.State()
 	s.mu.Unlock()
-	if !connected {
+	if session == nil || st.Phase != ship.Shipping || st.Paused || st.Holding || s.p.tracker.Counts(s.sets).Needs == 0 {
 		return
 	}
+	stop := context.AfterFunc(session.ctx, cancel)
+	defer stop()
 	after := s.p.facts.get().Cut
 	s.wantCut()
-	s.waitCommitted(ctx, after)
+	s.waitCommitted(ctx, after) // or not: then it is shipped after the next start
 }
+
+// finishTimeout is what a clean stop waits for each mirror.
+const finishTimeout = 3 * time.Second
 
 // routineConnect keeps a connection to the mirror: at once after a loss, then with back-off and jitter.
 func (s *shipper) routineConnect(ctx context.Context) {

@@ -30,8 +30,8 @@ func BenchmarkStagingAppend(b *testing.B) {
 			seq := uint64(0)
 			for b.Loop() {
 				seq++
-				must(b, s.Append(journal.StagingRecord{Seq: seq, Kind: journal.StagingData, Offset: int64(seq) * int64(size) % (1 << 40),
-					Length: int64(size), PayloadLength: size}, payload))
+				offset := int64(seq) * int64(size) % (1 << 40)
+				must(b, s.Append(dataAt(seq, offset, int64(size), size), payload))
 				if seq*uint64(size)%(64<<20) == 0 {
 					must(b, s.Sync(journal.StagingPoint{Seq: seq}))
 				}
@@ -54,8 +54,7 @@ func BenchmarkStagingPlan(b *testing.B) {
 					if order == "random" {
 						block = rng.Int64N(1 << 24)
 					}
-					must(b, s.Append(journal.StagingRecord{Seq: seq + 1, Kind: journal.StagingData, Offset: block << 16, Length: 64 << 10,
-						PayloadLength: 8}, make([]byte, 8)))
+					must(b, s.Append(dataAt(seq+1, block<<16, 64<<10, 8), make([]byte, 8)))
 				}
 				must(b, s.Sync(journal.StagingPoint{Seq: records}))
 				b.ReportAllocs()
@@ -79,8 +78,7 @@ func BenchmarkStagingOpen(b *testing.B) {
 	must(b, err)
 	payload := payloadOf(1, 64<<10)
 	for seq := range uint64(32 << 10) {
-		must(b, s.Append(journal.StagingRecord{Seq: seq + 1, Kind: journal.StagingData, Offset: int64(seq) << 16, Length: 64 << 10,
-			PayloadLength: 64 << 10}, payload))
+		must(b, s.Append(dataAt(seq+1, int64(seq)<<16, 64<<10, 64<<10), payload))
 	}
 	must(b, s.Sync(journal.StagingPoint{Seq: 32 << 10}))
 	must(b, s.Close())

@@ -69,7 +69,8 @@ func TestStagingSurvivesEveryFault(t *testing.T) {
 
 // After a failure every call says so.
 func TestStagingErrorsAreSticky(t *testing.T) {
-	for _, op := range []journaltest.Op{journaltest.OpWrite, journaltest.OpSync, journaltest.OpRename, journaltest.OpSyncDir} {
+	ops := []journaltest.Op{journaltest.OpWrite, journaltest.OpSync, journaltest.OpRename, journaltest.OpSyncDir}
+	for _, op := range ops {
 		mem := stagingFS()
 		w := newStagingWork(mem, 1)
 		must(t, w.run(1))
@@ -171,8 +172,9 @@ func TestStagingUnderItsOldName(t *testing.T) {
 	s, err := journal.OpenStaging(mem, testDir, w.m.epoch, little)
 	must(t, err)
 	must(t, s.Close())
-	if names := mem.Crash(0).Paths(); !slices.Equal(names, []string{filepath.Join(testDir, fmt.Sprintf("%010d.staging", w.m.epoch))}) {
-		t.Errorf("names are %q", names)
+	want := filepath.Join(testDir, fmt.Sprintf("%010d.staging", w.m.epoch))
+	if names := mem.Crash(0).Paths(); !slices.Equal(names, []string{want}) {
+		t.Errorf("names are %q, want %q", names, want)
 	}
 }
 
@@ -191,8 +193,8 @@ func TestStagingTwice(t *testing.T) {
 
 func TestStagingNames(t *testing.T) {
 	mem := stagingFS()
-	for _, name := range []string{"7.staging", "0000000000.staging", "00000000007.staging", "x.staging", "0000000007.stagin",
-		"lock"} {
+	for _, name := range []string{"7.staging", "0000000000.staging", "00000000007.staging", "x.staging",
+		"0000000007.stagin", "lock"} {
 		mem.Write(filepath.Join(testDir, name), []byte("not ours"))
 	}
 	foreign := len(mem.Paths())
@@ -238,7 +240,7 @@ func TestStagingIsAskedMeanwhile(t *testing.T) {
 	w := newStagingWork(stagingFS(), 3)
 	must(t, w.run(1))
 	w.unseal()
-	rec := journal.StagingRecord{Seq: w.seq + 1, Kind: journal.StagingData, Length: page, PayloadLength: 5000}
+	rec := dataAt(w.seq+1, 0, page, 5000)
 	w.seq++
 	w.m.append(rec)
 	must(t, w.s.Append(rec, payloadOf(rec.Seq, 5000)))
@@ -283,7 +285,8 @@ func TestStagingRefuses(t *testing.T) {
 	mem := stagingFS()
 	s, err := journal.CreateStaging(mem, testDir, stagingHeader(7), little)
 	must(t, err)
-	good := journal.StagingRecord{Seq: 5, Kind: journal.StagingData, Offset: page, Length: page, PayloadLength: 10, Hash: [32]byte{1}}
+	good := dataAt(5, page, page, 10)
+	good.Hash[0] = 1
 	must(t, s.Append(good, make([]byte, 10)))
 	p := journal.StagingPoint{Seq: 5, Records: 1}
 	must(t, s.Sync(p))
@@ -402,8 +405,7 @@ func TestStagingGivesRoomBack(t *testing.T) {
 		add := func(from, to int64) {
 			for i := from; i < to; i++ {
 				seq++
-				must(t, s.Append(journal.StagingRecord{Seq: seq, Kind: journal.StagingData, Offset: i * 64 << 10, Length: 64 << 10,
-					PayloadLength: 50_000}, payloadOf(seq, 50_000)))
+				must(t, s.Append(dataAt(seq, i*64<<10, 64<<10, 50_000), payloadOf(seq, 50_000)))
 			}
 		}
 		add(0, 100)
@@ -457,8 +459,7 @@ func TestStagingThatCannotPunch(t *testing.T) {
 	s, err := journal.CreateStaging(mem, testDir, stagingHeader(7), little)
 	must(t, err)
 	for i := range uint64(8) {
-		must(t, s.Append(journal.StagingRecord{Seq: i + 1, Kind: journal.StagingData, Length: page, PayloadLength: 9000},
-			payloadOf(i, 9000)))
+		must(t, s.Append(dataAt(i+1, 0, page, 9000), payloadOf(i, 9000)))
 	}
 	mem.Fail(journaltest.OpPunch, 0, syscall.EOPNOTSUPP)
 	must(t, s.Rebase(20, 8, []blockdev.Extent{{Offset: 0, Length: page}}, journal.StagingPoint{Seq: 20}))

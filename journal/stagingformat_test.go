@@ -193,7 +193,8 @@ func TestGoldenStagingMarks(t *testing.T) {
 	if p := decodePoint(b); p != testPoint {
 		t.Errorf("point: %+v", p)
 	}
-	rb := stagingRebase{testPoint, 0x0101, 7, 9, []blockdev.Extent{{Offset: 4096, Length: 8192}, {Offset: 1 << 20, Length: 100}}}
+	voids := []blockdev.Extent{{Offset: 4096, Length: 8192}, {Offset: 1 << 20, Length: 100}}
+	rb := stagingRebase{testPoint, 0x0101, 7, 9, voids}
 	b = rb.encode()
 	golden(t, b, `
 		0201000000000000 3300000000000000 4041424344454647 48494a4b4c4d4e4f
@@ -240,7 +241,8 @@ func FuzzStagingFrame(f *testing.F) {
 	entry := make([]byte, stagingEntrySize)
 	encodeEntry(entry, &StagingRecord{Seq: 1, Kind: StagingZero, Offset: 0, Length: 4096}, 0, &testStagingID, 0x5000)
 	f.Add(entry)
-	encodeEntry(entry, &StagingRecord{Seq: 1, Kind: StagingData, Length: 4096, PayloadLength: 9}, 0x7000, &testStagingID, 0x5000)
+	data := StagingRecord{Seq: 1, Kind: StagingData, Length: 4096, PayloadLength: 9}
+	encodeEntry(entry, &data, 0x7000, &testStagingID, 0x5000)
 	f.Add(entry)
 	f.Add((&stagingRebase{testPoint, 1, 7, 9, []blockdev.Extent{{Offset: 4096, Length: 8192}}}).encode())
 	f.Add(encodeStagingHeader(testStagingHeader, testStagingID))

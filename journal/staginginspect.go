@@ -84,7 +84,8 @@ func dumpStagingFrames(w io.Writer, path string) error {
 	if tail := end.head.end(end.mark); tail < r.size {
 		fmt.Fprintf(w, "  tail at %d: %d bytes that were never promised; the next start cuts them\n", tail, r.size-tail)
 	}
-	fmt.Fprintf(w, "staging: %d records up to %d, %d pages, sealed %t\n", s.records, end.point.Seq, s.pages.Count(), end.seal)
+	fmt.Fprintf(w, "staging: %d records up to %d, %d pages, sealed %t\n", s.records, end.point.Seq, s.pages.Count(),
+		end.seal)
 	return nil
 }
 

@@ -32,7 +32,8 @@ func TestDumpStaging(t *testing.T) {
 	before := tree(t, root)
 	out, err := dumped(t, dir, dir)
 	must(t, err)
-	wantLines(t, out, `staging DIR/0000000009.staging: epoch 9 on base 5, made for epoch 7, file [0-9a-f]{32}, \d+ bytes`,
+	wantLines(t, out,
+		`staging DIR/0000000009.staging: epoch 9 on base 5, made for epoch 7, file [0-9a-f]{32}, \d+ bytes`,
 		`  volume 01[0]{30} of 164840 bytes, blocks of 16384, generation 02[0]{30}, incarnation 3`,
 		`  records at 4096: 2, payloads of 10 bytes, durable below 0`,
 		`    2: data 4096 at 4096, codec 1, payload 10 at 4304, hash [0-9a-f]{64}`,
@@ -53,7 +54,8 @@ func TestDumpStaging(t *testing.T) {
 	must(t, os.WriteFile(file, data[:len(data)-1], 0o600))
 	out, err = dumped(t, file, root)
 	must(t, err)
-	wantLines(t, out, `staging DIR/copy: epoch 9 .*`, `  rebase at 12288: .*`, `  tail at 12440: 4076 bytes that were never promised; .*`,
+	wantLines(t, out, `staging DIR/copy: epoch 9 .*`, `  rebase at 12288: .*`,
+		`  tail at 12440: 4076 bytes that were never promised; .*`,
 		`staging: 2 records up to 4, 39 pages, sealed false`)
 
 	// Damage is shown and returned.
@@ -71,5 +73,6 @@ func TestDumpStaging(t *testing.T) {
 	if !errors.Is(err, journal.ErrDamaged) {
 		t.Errorf("got %v", err)
 	}
-	wantLines(t, out, `DAMAGED: DIR/copy is damaged at offset 4096: no frame, but the one at offset 8192 says that it was durable`)
+	wantLines(t, out,
+		`DAMAGED: DIR/copy is damaged at offset 4096: no frame, but the one at offset 8192 says that it was durable`)
 }

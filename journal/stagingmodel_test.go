@@ -83,8 +83,9 @@ func (m *stagingModel) pages() (n uint64) {
 // String is everything that can be asked of a staging file, one line each.
 func (m *stagingModel) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "epoch %d point %d %d %x sealed %q pages %d\n", m.epoch, m.point.Seq, m.point.Records, m.point.Chain[:2],
-		m.sealed, m.pages())
+	p := m.point
+	fmt.Fprintf(&b, "epoch %d point %d %d %x sealed %q pages %d\n", m.epoch, p.Seq, p.Records, p.Chain[:2], m.sealed,
+		m.pages())
 	for _, r := range m.recs {
 		if len(r.live) > 0 {
 			fmt.Fprintf(&b, "record %s\n", describe(r.rec))
@@ -166,6 +167,11 @@ func told(s *journal.Staging) (string, error) {
 	return b.String(), err
 }
 
+// dataAt is a record of data.
+func dataAt(seq uint64, offset, length int64, payload int) journal.StagingRecord {
+	return journal.StagingRecord{Seq: seq, Kind: journal.StagingData, Offset: offset, Length: length, PayloadLength: payload}
+}
+
 // payloadOf is the payload of a record.
 func payloadOf(seq uint64, n int) []byte {
 	b := make([]byte, n)
@@ -228,7 +234,8 @@ func (w *stagingWork) append() error {
 	w.unseal()
 	w.seq += 1 + w.rng.Uint64N(3)
 	first := w.rng.Int64N(stagingPages)
-	rec := journal.StagingRecord{Seq: w.seq, Kind: journal.StagingZero, MayFree: w.rng.IntN(2) == 0, Offset: first * page}
+	rec := journal.StagingRecord{Seq: w.seq, Kind: journal.StagingZero, Offset: first * page}
+	rec.MayFree = w.rng.IntN(2) == 0
 	rec.Length = min((1+w.rng.Int64N(stagingPages))*page, stagingSize-rec.Offset)
 	var payload []byte
 	if w.rng.IntN(4) > 0 {
@@ -243,7 +250,8 @@ func (w *stagingWork) append() error {
 
 // point is one of the present state, and announces that a recovery may tell it.
 func (w *stagingWork) point() journal.StagingPoint {
-	w.m.point = journal.StagingPoint{Seq: w.seq, Records: uint64(len(w.m.recs)), Chain: sha256.Sum256([]byte{byte(w.seq)})}
+	chain := sha256.Sum256([]byte{byte(w.seq)})
+	w.m.point = journal.StagingPoint{Seq: w.seq, Records: uint64(len(w.m.recs)), Chain: chain}
 	w.maySay = append(w.maySay, w.m.String())
 	return w.m.point
 }

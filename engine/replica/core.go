@@ -42,7 +42,7 @@ type Core struct {
 	applying  bool    // the first of facts.Mirror.Epochs
 	settled   bool    // nothing was written in place since the device's last flush
 	comparing bool
-	owes      bool              // a Report, as soon as the room is known
+	owes      bool              // a Report, as soon as it was measured what an applied epoch left
 	doubts    *blockdev.PageSet // facts.Mirror.Doubts
 
 	session *session // nil: no primary is attached

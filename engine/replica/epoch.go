@@ -64,8 +64,8 @@ func (c *Core) record(r *Record) bool {
 		s.seq = seq
 		c.do(Nak{wire.NakEntry{Seq: seq, Offset: off, Cause: r.Cause, Hash: r.Found}})
 		return true
-	case c.held+size > c.limit && len(c.mirror().Epochs) > 0:
-		return false // what is applied next makes room
+	case c.held+size > c.limit && (len(c.mirror().Epochs) > 0 || c.owes):
+		return false // what is applied next, or was just now, makes room
 	case c.held+size > c.limit:
 		s.seq = seq
 		c.do(Nak{wire.NakEntry{Seq: seq, Offset: off, Cause: wire.NakRoom}})
