@@ -64,7 +64,7 @@ func (s *shipper) shipBatch(session *shipSession, epoch uint64, packer *wire.Pac
 			err = nil
 		}
 	}
-	if len(items) > 0 {
+	if items = s.withoutBlank(items, epoch); len(items) > 0 {
 		if serr := s.sendItems(ctx, session, epoch, items); err == nil {
 			err = serr
 		}
@@ -225,9 +225,6 @@ func (s *shipper) sendSome(session *shipSession, epoch uint64, items []item) err
 	s.mu.Lock()
 	for i := range items {
 		it := &items[i]
-		if it.skippable(s.blank, epoch) {
-			continue
-		}
 		rec := ship.Record{Seq: s.core.NextSeq(), Offset: it.off, Length: it.length, Zero: it.zero, Hash: it.hash, Tries: it.tries}
 		s.core.Sent(rec, epoch == 0)
 		s.kept[rec.Seq] = *it
@@ -254,9 +251,22 @@ func (s *shipper) sendSome(session *shipSession, epoch uint64, items []item) err
 	return session.conn.Send(frames...)
 }
 
-// skippable: the mirror is known to be zero there, and was sent nothing for it yet.
-func (it *item) skippable(blank int64, epoch uint64) bool {
-	return it.zero && epoch == 0 && blank >= 0 && it.off >= blank
+// withoutBlank leaves zeroes out where the mirror is known to be zero and was sent nothing yet. They must not
+// take room of the window, for which nothing would ever come back.
+func (s *shipper) withoutBlank(items []item, epoch uint64) []item {
+	s.mu.Lock()
+	blank := s.blank
+	s.mu.Unlock()
+	if epoch != 0 || blank < 0 {
+		return items
+	}
+	return slices.DeleteFunc(items, func(it item) bool {
+		if it.zero && it.off >= blank {
+			it.buf.release()
+			return true
+		}
+		return false
+	})
 }
 
 // follow announces contiguous runs: each Data says how many raw bytes come behind it without a gap.
