@@ -474,37 +474,3 @@ func TestStagingThatCannotPunch(t *testing.T) {
 		t.Errorf("%d bytes, before %d", s.Bytes(), before)
 	}
 }
-
-// Plan says the same in one pass and in many, and for records that overlap in every way.
-func TestStagingPlanInPasses(t *testing.T) {
-	for seed := range uint64(40) {
-		mem := stagingFS()
-		w := newStagingWork(mem, seed)
-		w.m = &stagingModel{epoch: 7}
-		var err error
-		w.s, err = journal.CreateStaging(mem, testDir, stagingHeader(7), little)
-		must(t, err)
-		for range 1 + w.rng.IntN(80) {
-			must(t, w.append())
-		}
-		must(t, w.seal())
-		must(t, w.s.Close())
-		for _, pieces := range []int{1, 2, 4, 7, 1000} {
-			o := little
-			o.PlanPieces = pieces
-			w.s, err = journal.OpenStaging(mem, testDir, 7, o)
-			must(t, err)
-			if err := w.agree(); err != nil {
-				t.Fatalf("seed %d, %d pieces: %v", seed, pieces, err)
-			}
-			stop := errors.New("enough")
-			if err := w.s.Plan(func(journal.StagingPiece) error { return stop }); err != stop {
-				t.Errorf("plan ended with %v", err)
-			}
-			if err := w.s.Each(func(journal.StagingRecord, int64) error { return stop }); err != stop {
-				t.Errorf("Each ended with %v", err)
-			}
-			must(t, w.s.Close())
-		}
-	}
-}

@@ -232,6 +232,47 @@ func TestRebaseIsChecked(t *testing.T) {
 	}
 }
 
+// A table whose checksums are right must hold together too.
+func TestStagingTableIsChecked(t *testing.T) {
+	for name, change := range map[string]func(e *stagingEntry){
+		"nothing":                 func(*stagingEntry) {},
+		"payload elsewhere":       func(e *stagingEntry) { e.at++ },
+		"payload of another size": func(e *stagingEntry) { e.rec.PayloadLength++ },
+		"below the frame's range": func(e *stagingEntry) { e.rec.Offset -= 4096 },
+		"above the frame's range": func(e *stagingEntry) { e.rec.Offset += 4096 },
+		"another sequence":        func(e *stagingEntry) { e.rec.Seq++ },
+		"sequence 0":              func(e *stagingEntry) { e.rec.Seq = 0 },
+	} {
+		dir := t.TempDir()
+		s, err := CreateStaging(OS, dir, testStagingHeader, StagingOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec := StagingRecord{Seq: 1, Kind: StagingData, Offset: 8192, Length: 4096, PayloadLength: 10}
+		if err := errors.Join(s.Append(rec, make([]byte, 10)), s.Sync(StagingPoint{Seq: 9})); err != nil {
+			t.Fatal(err)
+		}
+		e := stagingEntry{rec: rec, at: stagingAlign + stagingHeadSize + stagingEntrySize, off: stagingAlign + stagingHeadSize}
+		change(&e)
+		b := make([]byte, stagingEntrySize)
+		encodeEntry(b, &e.rec, e.at, &s.id, e.off)
+		if err := errors.Join(writeAt(s.file, b, e.off), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s, err = OpenStaging(OS, dir, 7, StagingOptions{})
+		if name == "nothing" {
+			if err == nil {
+				err = s.Close()
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		} else if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // Whatever stands in a frame, with a checksum that is right, is refused or means the same when written again.
 func FuzzStagingFrame(f *testing.F) {
 	head := make([]byte, stagingHeadSize)
