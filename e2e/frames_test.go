@@ -101,7 +101,7 @@ func helloOf(role byte) *frame {
 // metaLimits are the lengths that the page's table allows.
 var metaLimits = map[byte][2]uint32{
 	1: {48, 813}, 2: {96, 2399}, 3: {72, 72}, 4: {4, 1028}, 5: {56, 16408}, 6: {9, 72}, 7: {72, 72}, 8: {40, 40},
-	10: {56, 57344}, 11: {56, 57344}, 13: {48, 48}, 14: {16, 16}, 16: {48, 48}, 17: {40, 40}, 18: {24, 16392},
+	10: {56, 57344}, 11: {56, 57344}, 13: {48, 48}, 14: {16, 16}, 16: {72, 16456}, 17: {48, 48}, 18: {24, 16392},
 	19: {8, 8}, 20: {8, 8}, 21: {8, 8}, 23: {4, 1028}, 24: {4, 1028},
 }
 
@@ -159,8 +159,8 @@ func (c *conversation) add(f *frame) error {
 		zero := sha256.Sum256(f.meta[16:32]) // offset and length
 		c.link(f, f.u64(24), zero[:])
 	case typeCommit:
-		if f.u64(0) != c.records || string(f.meta[8:40]) != string(c.chain[:]) {
-			return fmt.Errorf("Commit of %d records, seen %d, or another chain", f.u64(0), c.records)
+		if f.u64(16) != c.records || string(f.meta[32:64]) != string(c.chain[:]) {
+			return fmt.Errorf("Commit of %d records, seen %d, or another chain", f.u64(16), c.records)
 		}
 	}
 	return nil

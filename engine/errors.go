@@ -135,7 +135,8 @@ func kindOfCode(c wire.Code) Kind {
 		return KindDevice
 	case wire.CodeAuth:
 		return KindAuth
-	case wire.CodeUnknown, wire.CodeBusy, wire.CodeMounted, wire.CodeSmaller, wire.CodeLarger, wire.CodeSame, wire.CodeState:
+	case wire.CodeUnknown, wire.CodeBusy, wire.CodeMounted, wire.CodeSmaller, wire.CodeLarger, wire.CodeSame, wire.CodeState,
+		wire.CodeHistory, wire.CodeOlder, wire.CodeReplaced, wire.CodePaused:
 		return KindState
 	}
 	return KindNetwork
@@ -156,6 +157,10 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeLarger:    "say --grow-ok if that is meant",
 	wire.CodeSame:      "choose another target",
 	wire.CodeAuth:      "have the other side trust this node's key",
+	wire.CodeHistory:   "see the mirror's log; `blkmirror rebuild VOLUME` takes the volume's identity over from it, `blkmirror resume VOLUME --overwrite-mirror NAME` replaces what it holds",
+	wire.CodeOlder:     "find out which of the two primaries is the right one; this one has an older history",
+	wire.CodeReplaced:  "nothing: a newer connection of the same session took over",
+	wire.CodePaused:    "say `blkmirror resume VOLUME` on the other side",
 }
 
 // sessionError turns what ended a session into an *Error for the user. peer is the other side.
