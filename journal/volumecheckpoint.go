@@ -23,20 +23,14 @@ func (l *VolumeLog) BeginCheckpoint() (*Checkpoint, error) {
 	if l.checkpoint != nil {
 		return nil, ErrCheckpoint
 	}
-	number, err := l.log.Rotate()
-	segs := l.log.Segments()
-	from := segs[len(segs)-1]
-	switch {
-	case errors.Is(err, ErrNoRoom):
-		// No new segment can be had: T is where the present one begins. More marks than need be are
-		// behind it then, but what is older can go.
-	case err != nil:
+	// Where no new segment can be had, T is where the present one begins: more marks than need be are
+	// behind it then, but what is older can go.
+	if _, err := l.log.Rotate(); err != nil && !errors.Is(err, ErrNoRoom) {
 		return nil, err
-	default:
-		from = segs[slices.IndexFunc(segs, func(s SegmentInfo) bool { return s.Number == number })]
 	}
+	segs := l.log.Segments()
 	l.lists.stale = true
-	l.checkpoint = &Checkpoint{log: l, from: from, was: l.since.Swap(0)}
+	l.checkpoint = &Checkpoint{log: l, from: segs[len(segs)-1], was: l.since.Swap(0)}
 	return l.checkpoint, nil
 }
 

@@ -108,10 +108,11 @@ func TestVolumeCheckpointWithoutRoom(t *testing.T) {
 	must(t, c.Finish(factsOf(1), setsOf(1), nil))
 	_, err = l.Mark([]uint64{3})
 	must(t, err)
-	fs.Limit(fs.Used())
+	used := fs.Used()
+	fs.Limit(used + 130_000) // one piece, and not two
 	big := blockdev.NewPageSet(volumeSize / 4096)
 	rng := rand.New(rand.NewPCG(1, 2))
-	for range 30000 {
+	for range 80000 {
 		big.Add(rng.Uint64N(big.Len()), 1)
 	}
 	c, err = l.BeginCheckpoint()
@@ -119,6 +120,9 @@ func TestVolumeCheckpointWithoutRoom(t *testing.T) {
 	err = c.Finish(factsOf(2), []journal.NamedSet{{Name: "big", Pages: big}}, nil)
 	if !errors.Is(err, syscall.ENOSPC) || l.Err() != nil || !l.Low() {
 		t.Errorf("got %v, sticky %v, low %t", err, l.Err(), l.Low())
+	}
+	if fs.Used() > used+roomy.SegmentSize { // T has a segment
+		t.Errorf("%d bytes are used, %d before", fs.Used(), used)
 	}
 	_, err = l.Mark([]uint64{4})
 	must(t, err)
@@ -133,6 +137,25 @@ func TestVolumeCheckpointWithoutRoom(t *testing.T) {
 	must(t, c.Finish(factsOf(4), []journal.NamedSet{{Name: "big", Pages: big}}, nil))
 	_, state = openVolume(t, fs.Crash(0), roomy)
 	if !sameSets(state.Sets, []journal.NamedSet{{Name: "big", Pages: big}}) || len(state.Hot) != 0 {
+		t.Errorf("found %+v", state)
+	}
+}
+
+// Where somebody has taken the room of the last segment between two runs, the spares are used.
+func TestVolumeWhoseLastSegmentLostItsRoom(t *testing.T) {
+	fs := journaltest.New()
+	l, _ := openVolume(t, fs, roomy)
+	must(t, l.SetFacts(factsOf(1)))
+	must(t, l.Close())
+	fs.Fail(journaltest.OpAllocate, fs.Count(journaltest.OpAllocate), syscall.ENOSPC)
+	l, _ = openVolume(t, fs, roomy)
+	fs.Limit(fs.Used())
+	for region := range uint64(300) {
+		_, err := l.Mark([]uint64{region})
+		must(t, err)
+	}
+	must(t, l.Close())
+	if _, state := openVolume(t, fs, roomy); len(state.Hot) != 300 || !cmp.Equal(state.Facts, factsOf(1)) {
 		t.Errorf("found %+v", state)
 	}
 }
@@ -277,6 +300,10 @@ func damagedVolume(t *testing.T) (*journaltest.MemFS, *journal.VolumeState) {
 	must(t, l.SetFacts(factsOf(1)))
 	c, err := l.BeginCheckpoint()
 	must(t, err)
+	for range 70 { // over the end of a segment
+		_, err := l.Mark([]uint64{1})
+		must(t, err)
+	}
 	must(t, c.Finish(factsOf(2), setsOf(4), []uint64{9, 10, 700}))
 	mark := func(region uint64) {
 		lsn, err := l.Mark([]uint64{region})
