@@ -106,7 +106,11 @@ func (o *opened) awaitMirror(ctx context.Context) error {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("wait until the mirror follows (%+v): %w", v.Mirrors, err)
+		state := "unknown"
+		for _, m := range v.Mirrors {
+			state = fmt.Sprintf("%s %s, %d of %d bytes to go", m.State, m.Reason, m.NeedsBytes, v.Size)
+		}
+		return fmt.Errorf("wait until the mirror follows (it is %s): %w", state, err)
 	}
 	return nil
 }

@@ -80,6 +80,8 @@ type liveVolume struct {
 	Size     int64      `json:"size"`
 	Epoch    int64      `json:"epoch"`
 	Unproven bool       `json:"unproven"`
+	Error    string     `json:"error"` // of a volume that failed
+	Next     string     `json:"next"`
 	Mirrors  []livePeer `json:"mirrors"`
 	Primary  *livePeer  `json:"primary"`
 }
@@ -87,6 +89,7 @@ type liveVolume struct {
 type livePeer struct {
 	State      string  `json:"state"`
 	Committed  int64   `json:"committed_epoch"`
+	Applied    int64   `json:"applied_epoch"`
 	LagSeconds float64 `json:"lag_seconds"`
 	LagBytes   int64   `json:"lag_bytes"`
 	Needs      int64   `json:"needs_bytes"`

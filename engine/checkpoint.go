@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/blkmirror/blkmirror/journal"
@@ -32,14 +33,18 @@ func (p *primary) routineCheckpoint(ctx context.Context) {
 		if p.journal.Low() {
 			p.journal.Refill()
 		}
-		age, bytes := time.Since(last), p.journal.SinceCheckpoint()
-		if age < checkpointPause || bytes == 0 {
+		age, bytes, uncovered := time.Since(last), p.journal.SinceCheckpoint(), p.facts.uncovered() || p.proven()
+		if age < checkpointPause || bytes == 0 && !uncovered {
 			continue
 		}
-		if age < checkpointEvery && bytes < checkpointBytes && p.tracker.HotCount() < checkpointHot {
+		if age < checkpointEvery && bytes < checkpointBytes && p.tracker.HotCount() < checkpointHot && !uncovered {
 			continue
 		}
-		if err := p.checkpoint(nil); err != nil {
+		err := p.checkpoint(nil)
+		switch {
+		case isNoRoom(err) && p.journal.Err() == nil:
+			p.log(fmt.Sprintf("no room for a checkpoint; it is tried again: %v", err))
+		case err != nil:
 			p.fail("checkpoint", err)
 			return
 		}
@@ -52,7 +57,7 @@ func (p *primary) routineCheckpoint(ctx context.Context) {
 //  1. the log turns to a new segment
 //  2. T: regions cool, save those with a write in flight and the recently used, which are listed
 //  3. the device is flushed: everything that ended before T is durable
-//  4. the sets are read, and only then the facts (see facts.committed)
+//  4. the sets are read, and the facts, which must not change meanwhile
 //  5. the file is written, synced and named; older segments go
 //
 // edit changes the facts that it carries, and is nil but for the last one of a clean stop, for which nothing
@@ -71,17 +76,28 @@ func (p *primary) checkpoint(edit func(*journal.VolumeFacts)) error {
 		c.Abandon()
 		return err
 	}
+	p.facts.mu.Lock()
+	defer p.facts.mu.Unlock()
+	proven := p.compare != nil && p.compare.finished()
 	var sets []journal.NamedSet
 	for _, n := range p.tracker.Snapshot() {
 		sets = append(sets, journal.NamedSet{Name: needsPrefix + n.Name, Pages: n.Needs},
 			journal.NamedSet{Name: doubtPrefix + n.Name, Pages: n.Doubt})
 	}
-	p.facts.mu.Lock()
-	defer p.facts.mu.Unlock()
+	p.facts.covered()
+	if proven {
+		p.facts.now.Mirror.Unproven = false
+	}
 	if edit != nil {
 		edit(&p.facts.now)
 	}
 	return c.Finish(p.facts.now, sets, hot)
+}
+
+// proven tells that the comparison is done and the journal does not know yet: what it found is in no
+// checkpoint.
+func (p *primary) proven() bool {
+	return p.compare != nil && p.compare.finished() && p.facts.get().Mirror.Unproven
 }
 
 // The names of page sets in a checkpoint.

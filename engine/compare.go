@@ -15,8 +15,9 @@ import (
 // comparison finds out what somebody wrote to a primary's device behind our back, with the device's own
 // index and without the network. Blocks without a valid entry are in doubt for every mirror from the start;
 // the others are read here, one after the other, while clients and cuts go on, and a block that differs, by
-// a foreign write or by one of a client since, is dirty as a whole. Until it is done every Commit says
-// `unproven`, and so does the journal: a restart begins anew.
+// a foreign write or by one of a client since, is dirty as a whole. Until it is done the indexer rests, since
+// an entry of what is there now would hide what was written before; every Commit says `unproven`, and so does
+// the journal: a restart begins anew.
 type comparison struct {
 	p      *primary
 	reason string
@@ -89,15 +90,11 @@ func (c *comparison) routine(ctx context.Context) {
 			return
 		}
 	}
-	if err := c.p.facts.change(func(f *journal.VolumeFacts) { f.Mirror.Unproven = false }); err != nil {
-		c.p.fail("note comparison", err)
-		return
-	}
-	c.over.Store(true)
+	c.over.Store(true) // the next checkpoint notes it, with what was found
 	c.p.log(fmt.Sprintf("the device was compared with its index: %d blocks differ", c.differ.Load()))
 }
 
-// block compares one. The entry is looked up before the read: the indexer may note a newer one between.
+// block compares one.
 func (c *comparison) block(ctx context.Context, b uint64, buf []byte) error {
 	g := geometry{size: c.p.size, blockSize: c.p.blockSize}
 	off := int64(b) * g.blockSize

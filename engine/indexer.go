@@ -48,7 +48,7 @@ func (x *indexer) routine(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if n := x.p.tracker.Counts(x.sets); n.Open+n.Waiting+n.Todo == 0 {
+		if n := x.p.tracker.Counts(x.sets); n.Open+n.Waiting+n.Todo == 0 || x.p.unproven() {
 			continue
 		}
 		if err := x.pass(ctx); err != nil && ctx.Err() == nil {

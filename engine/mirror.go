@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -29,7 +28,9 @@ const (
 	mirrorMeasure  = time.Second
 	mirrorSegment  = 4 << 20 // of the journal: a mirror appends some hundred bytes an epoch
 
-	stagingShare = 80 // percent of what is free, and its own, that staging may take
+	// Percent of what is free, and its own, that staging may take; and where a user chose a limit.
+	stagingShare = 80
+	stagingMost  = 95
 )
 
 // mirrorOptions say what a mirror is made of. What is nil is the real thing; tests put others in its place.
@@ -88,10 +89,10 @@ func freeBytes(dir string) (int64, error) {
 
 // mirror is a volume that is somebody's mirror, or may become one.
 //
-//	mirror.go         its life: opened, used, failed and opened again, stopped
+//	mirror.go         its life: opened, used, failed and opened again, stopped (mirrorstatus.go: what it tells)
 //	mirrorstore.go    device, journal, index and staging, and what the core wants done with them
 //	mirroropen.go     opening them, and what an earlier process left
-//	mirrorsession.go  a connection of the primary: from its reader to its sender
+//	mirrorsession.go  a connection of the primary: from its reader to its sender (mirrorattach.go: how it begins)
 //	mirrordirect.go   bulk and offers
 //	mirrorapply.go    committed epochs to the device
 //	mirrorcompare.go  the device against its own index
@@ -128,30 +129,12 @@ type mirror struct {
 	view     mirrorView
 }
 
-// mirrorView is what a status tells.
-type mirrorView struct {
-	held      bool // there is a role
-	facts     journal.VolumeFacts
-	err       *Error
-	staged    int64
-	session   *mirrorSession
-	last      *DisconnectCause
-	node      string
-	address   string
-	compared  int64
-	comparing bool
-	why       string
-	doubts    int64
-	shipped   int64 // of ended sessions
-	wire      int64
-	sessions  int64
-}
-
 // openMirror opens a volume as a mirror. It returns when everything that was committed before is applied. A
 // volume that cannot be opened is failed, and tried again; an error means that it cannot even be that.
 func openMirror(o mirrorOptions) (*mirror, error) {
 	m := &mirror{mirrorOptions: o.withDefaults(), calls: make(chan func(), 256), ended: make(chan struct{}),
 		replayed: make(chan struct{}), retry: time.NewTimer(0)}
+	m.retry.Stop()
 	m.release = func() {}
 	if m.fs == journal.OS {
 		release, err := journal.LockDir(m.dir)
@@ -159,9 +142,6 @@ func openMirror(o mirrorOptions) (*mirror, error) {
 			return nil, deviceError("lock state folder", m.dir, err)
 		}
 		m.release = release
-	}
-	if !m.retry.Stop() {
-		<-m.retry.C
 	}
 	m.aborted, m.abort = context.WithCancel(context.Background())
 	m.tryOpen()
@@ -175,13 +155,15 @@ func (m *mirror) routineOwn() {
 	defer close(m.ended)
 	tick := time.NewTicker(mirrorMeasure)
 	defer tick.Stop()
+	aborted := m.aborted.Done()
 	for !m.settle() {
 		var arrivals chan *arrival
 		if m.current != nil && m.broken == nil && !m.core.Holding() {
 			arrivals = m.current.ordered
 		}
 		select {
-		case <-m.aborted.Done():
+		case <-aborted:
+			aborted = nil
 			m.stopping, m.broken = true, context.Canceled
 			m.endUse()
 		case call := <-m.calls:
@@ -332,87 +314,6 @@ func (m *mirror) adoptStore(store *mirrorStore, state openedState) {
 	}
 }
 
-// update changes the view.
-func (m *mirror) update(do func(*mirrorView)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	do(&m.view)
-}
-
-// show tells facts that are durable, before anybody else learns of them.
-func (m *mirror) show(f journal.VolumeFacts) {
-	m.update(func(v *mirrorView) {
-		v.held, v.facts = true, f
-		v.doubts = int64(m.core.DoubtPages()) * blockdev.PageSize
-	})
-}
-
-// publish tells what staging holds, and what is in doubt.
-func (m *mirror) publish() {
-	if m.store == nil {
-		return
-	}
-	held, doubts := m.store.held(), int64(m.core.DoubtPages())*blockdev.PageSize
-	m.update(func(v *mirrorView) { v.staged, v.doubts = held, doubts })
-}
-
-// cut is a primary's.
-func (m *mirror) cut(context.Context, bool) (uint64, error) {
-	return 0, &Error{Kind: KindState, Op: "cut", On: m.name, Err: errors.New("this node is its mirror"), Next: "take it at the primary"}
-}
-
-func (m *mirror) pause() error { return m.setPaused(true) }
-
-// resume also tries a failed mirror again at once.
-func (m *mirror) resume(overwrite string) error {
-	if overwrite != "" {
-		return &Error{Kind: KindState, Op: "resume", On: m.name, Err: errors.New("this node is its mirror"),
-			Next: "say --overwrite-mirror at the primary"}
-	}
-	return m.setPaused(false)
-}
-
-func (m *mirror) setPaused(paused bool) error {
-	var err error
-	ok := m.call(func() {
-		if m.store == nil && !paused && !m.final {
-			m.tryOpen()
-		}
-		if m.store == nil || m.store.log == nil || m.broken != nil {
-			err = m.unusable("pause")
-			return
-		}
-		m.carryOut(m.core.Step(&replica.Pause{Paused: paused}), nil)
-		if m.broken != nil {
-			err = m.broken
-		} else if paused && m.current != nil {
-			m.current.end(&Error{Kind: KindState, Op: "mirror", On: m.name, Err: wire.ErrPaused, code: wire.CodePaused})
-		}
-		m.publish()
-	})
-	if !ok {
-		return errMirrorStopped(m.name)
-	}
-	return err
-}
-
-// unusable says why nothing can be done with the mirror now.
-func (m *mirror) unusable(op string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.view.err != nil:
-		return m.view.err
-	case m.broken != nil:
-		return m.broken
-	}
-	return &Error{Kind: KindState, Op: op, On: m.name, Err: errors.New("no primary has attached yet"), Next: "attach one first"}
-}
-
-func errMirrorStopped(name string) error {
-	return &Error{Kind: KindState, Op: "use mirror", On: name, Err: wire.ErrStopped, code: wire.CodeStopped, Next: "start the node again"}
-}
-
 // rebuild sets a journal aside that cannot be used, and what was staged with it. The next primary that
 // attaches finds a new mirror that holds something.
 func (m *mirror) rebuild() error {
@@ -476,70 +377,3 @@ func (m *mirror) stop(ctx context.Context) error {
 
 func (m *mirror) stagingDir() string { return filepath.Join(m.dir, "staging") }
 func (m *mirror) indexDir() string   { return filepath.Join(m.dir, "index") }
-
-// fill tells the mirror's state.
-func (m *mirror) fill(st *VolumeStatus) {
-	m.mu.Lock()
-	v := m.view
-	m.mu.Unlock()
-	if v.err != nil {
-		st.Role, st.State, st.Error, st.Next = "mirror", "failed", v.err.Error(), v.err.Next
-	}
-	if !v.held {
-		if v.facts.UUID != [16]byte{} {
-			m.fillFacts(st, &v)
-		}
-		return
-	}
-	m.fillFacts(st, &v)
-	f := &v.facts
-	switch {
-	case v.err != nil:
-		return
-	case f.Paused:
-		st.State = "paused"
-	case v.comparing:
-		st.State, st.Error, st.Compared = "comparing", v.why, v.compared
-	case f.Mirror.Inconsistent:
-		st.State, st.Error = "inconsistent", "no cut is complete here yet"
-	default:
-		st.State, st.Error = "ok", ""
-	}
-}
-
-func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
-	f := &v.facts
-	st.Role, st.Mode = "mirror", "async"
-	st.Size, st.BlockSize = f.Size, int(f.BlockSize)
-	st.UUID, st.Generation = hex.EncodeToString(f.UUID[:]), hex.EncodeToString(f.Generation.ID[:])
-	st.Epoch = f.Mirror.Committed
-	st.Unproven = f.Mirror.Unproven || v.comparing || v.doubts > 0
-	p := &MirrorStatus{Node: v.node, Address: v.address, State: "connecting", CommittedEpoch: f.Mirror.Committed,
-		AppliedEpoch: f.Mirror.Applied, StagedBytes: v.staged, NeedsBytes: v.doubts, ShippedBytes: v.shipped, WireBytes: v.wire,
-		LastDisconnect: v.last, Reconnects: max(0, v.sessions-1)}
-	for _, h := range f.Mirror.Holes {
-		p.Holes += h.Length
-	}
-	if f.Paused {
-		p.State = "paused"
-	}
-	if s := v.session; s != nil {
-		s.fill(p, f)
-	}
-	st.Primary = p
-}
-
-// setLast notes why a session ended.
-func (v *mirrorView) setLast(err error) {
-	if err == nil {
-		return
-	}
-	v.last = &DisconnectCause{Class: string(wire.Classify(err)), Error: err.Error(), At: time.Now().UTC().Format(time.RFC3339)}
-}
-
-// claimed tells that a primary has attached once: the device is its mirror's alone.
-func (m *mirror) claimed() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.view.held || m.view.err != nil
-}

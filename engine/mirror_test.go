@@ -291,6 +291,12 @@ func newPrimary(w *mirrorWorld) *fakePrimary {
 	return p
 }
 
+// moveTo has p speak with another world from here on.
+func (p *fakePrimary) moveTo(w *mirrorWorld) {
+	p.w = w
+	w.peers = append(w.peers, p)
+}
+
 // dial attaches and returns what the mirror says.
 func (p *fakePrimary) dial(edits ...func(*wire.Attach)) *wire.Attached {
 	p.t.Helper()

@@ -45,9 +45,12 @@ func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging, writers in
 	jobs := make(chan []journal.StagingPiece)
 	var mu sync.Mutex
 	var damaged []blockdev.Extent
-	for range writers {
+	for len(s.appliers) < writers {
+		s.appliers = append(s.appliers, &applier{mirrorStore: s, pool: blockdev.NewPool(chunkSize)})
+	}
+	for _, a := range s.appliers {
+		a.st = st
 		group.Go(func() error {
-			a := applier{mirrorStore: s, st: st, pool: blockdev.NewPool(chunkSize)}
 			for job := range jobs {
 				bad, err := a.job(ctx, job)
 				if err != nil {
@@ -111,7 +114,7 @@ func (s *mirrorStore) plan(ctx context.Context, st *journal.Staging, jobs chan<-
 	return emit()
 }
 
-// applier is one writer.
+// applier is one writer. Its buffers stay for the next epoch.
 type applier struct {
 	*mirrorStore
 	st   *journal.Staging
@@ -134,7 +137,7 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 		if a.raw, err = blockdev.NewPool(chunkSize).Get(ctx, chunkSize); err != nil {
 			return nil, err
 		}
-		a.payload, a.whole = make([]byte, wire.MaxBlock), make([]byte, wire.MaxBlock)
+		a.payload, a.whole = make([]byte, wire.MaxBlock), make([]byte, a.blockSize)
 	}
 	raw := a.raw[:last.Offset+last.Length-first.Offset]
 	good := make([]bool, len(job))

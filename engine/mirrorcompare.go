@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/engine/replica"
@@ -53,26 +54,34 @@ func (s *mirrorStore) compareAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var doubts []blockdev.Extent
+	tell := func() {
+		found := doubts
+		doubts = nil
+		s.m.post(func() { s.m.step(&replica.Doubted{Extents: found}, nil); s.m.publish() })
+	}
+	told := time.Now()
 	for pos := int64(0); pos < s.size && ctx.Err() == nil; pos += span {
 		end := min(pos+span, s.size)
 		page := entries[:(end-pos+s.blockSize-1)/s.blockSize]
 		if err := s.index.lookUp(pos, page); err != nil {
 			return err
 		}
-		doubts, err := s.comparePage(pos, page, buf)
-		if err != nil {
+		if doubts, err = s.comparePage(doubts, pos, page, buf); err != nil {
 			return err
 		}
 		s.m.update(func(v *mirrorView) { v.compared = end })
-		if len(doubts) > 0 {
-			s.m.post(func() { s.m.step(&replica.Doubted{Extents: doubts}, nil); s.m.publish() })
+		if len(doubts) > 0 && time.Since(told) >= flushEvery || len(doubts) >= journal.MaxListed {
+			tell()
+			told = time.Now()
 		}
 	}
+	tell()
 	return nil
 }
 
-// comparePage returns what of a page of the index is to be doubted.
-func (s *mirrorStore) comparePage(pos int64, entries []journal.Entry, buf []byte) (doubts []blockdev.Extent, err error) {
+// comparePage adds what of a page of the index is to be doubted.
+func (s *mirrorStore) comparePage(doubts []blockdev.Extent, pos int64, entries []journal.Entry, buf []byte) ([]blockdev.Extent, error) {
 	perChunk := int(chunkSize / s.blockSize)
 	hashes := make([]wire.Hash, perChunk)
 	for i, j := range stretches(len(entries), func(i, j int) bool { return entries[i].Known == entries[j].Known && j%perChunk != 0 }) {

@@ -151,10 +151,10 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) error {
 			continue
 		}
 		lo, hi := r.parts[i].lo, r.parts[j-1].hi
-		if err := s.m.store.index.forget(r.off+lo, hi-lo); err != nil {
+		if err := s.store.index.forget(r.off+lo, hi-lo); err != nil {
 			return err
 		}
-		if _, err := s.m.store.dev.WriteAt(r.buf[lo:hi], r.off+lo); err != nil {
+		if _, err := s.store.dev.WriteAt(r.buf[lo:hi], r.off+lo); err != nil {
 			return deviceError("write mirror", "", err)
 		}
 		if err := s.learn(r, i, j, found); err != nil {
@@ -179,7 +179,7 @@ func (s *mirrorSession) learn(r *run, i, j int, found []wire.Hash) error {
 	whole := func(k int) bool { return s.covers(r.off+r.parts[k].lo, r.parts[k].hi-r.parts[k].lo) }
 	for a, b := range stretches(j-i, func(a, b int) bool { return whole(i+a) == whole(i+b) }) {
 		if whole(i + a) {
-			if err := s.m.store.index.learn(r.off+r.parts[i+a].lo, found[i+a:i+b]); err != nil {
+			if err := s.store.index.learn(r.off+r.parts[i+a].lo, found[i+a:i+b]); err != nil {
 				return err
 			}
 		}
@@ -189,10 +189,10 @@ func (s *mirrorSession) learn(r *run, i, j int, found []wire.Hash) error {
 
 func (s *mirrorSession) directZero(ctx context.Context, r *run) error {
 	z := r.zero
-	if err := s.m.store.index.forget(z.Offset, z.Length); err != nil {
+	if err := s.store.index.forget(z.Offset, z.Length); err != nil {
 		return err
 	}
-	if err := s.m.store.zero(ctx, r.extent(), z.Flags&wire.ZeroMayFree != 0, s.scratch); err != nil {
+	if err := s.store.zero(ctx, r.extent(), z.Flags&wire.ZeroMayFree != 0, s.scratch); err != nil {
 		return err
 	}
 	s.out.ack(wire.AckEntry{Seq: z.Seq, Offset: z.Offset, Level: wire.LevelWritten, Hash: wire.ZeroHash(z.Offset, z.Length)})
@@ -283,7 +283,7 @@ func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte
 		j := min(i+step, len(found))
 		off := o.Offset + int64(i)*units.blockSize
 		b := buf[:min(int64(j-i)*units.blockSize, o.Offset+int64(o.Length)-off)]
-		if _, err := s.m.store.dev.ReadAt(b, off); err != nil {
+		if _, err := s.store.dev.ReadAt(b, off); err != nil {
 			return nil, nil, deviceError("read mirror", "", err)
 		}
 		units.hashBlocks(b, found[i:j])
@@ -300,7 +300,7 @@ func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte
 		}
 		equal = append(equal, blockdev.Extent{Offset: off, Length: end - off})
 		if units.blockSize == s.blockSize && s.covers(off, end-off) {
-			if err := s.m.store.index.learn(off, found[i:j]); err != nil {
+			if err := s.store.index.learn(off, found[i:j]); err != nil {
 				return nil, nil, err
 			}
 		}

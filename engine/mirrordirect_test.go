@@ -80,7 +80,7 @@ func TestMirrorBulkGoesOn(t *testing.T) {
 		p.hangUp()
 		w.kill()
 		c.open()
-		p.w = c
+		p.moveTo(c)
 		a := p.dial()
 		if a.LastCut != 5 || a.Flags != wire.AttachedBulk|wire.AttachedInconsistent {
 			t.Fatalf("attached %+v", a)
@@ -120,7 +120,7 @@ func TestMirrorBulkCutOffAtTheStart(t *testing.T) {
 	p.hangUp()
 	w.kill()
 	c.open()
-	p.w = c
+	p.moveTo(c)
 	if a := p.dial(); a.LastCut != 0 || a.Flags != wire.AttachedInconsistent || a.Generation != (wire.Generation{}) {
 		t.Fatalf("attached %+v", a)
 	}

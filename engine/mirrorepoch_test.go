@@ -4,13 +4,11 @@ import (
 	"errors"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/blockdev/devtest"
-	"github.com/blkmirror/blkmirror/journal/journaltest"
 	"github.com/blkmirror/blkmirror/wire"
 )
 
@@ -92,7 +90,8 @@ func TestMirrorGoesOnMidEpoch(t *testing.T) {
 				p.t.Logf("at %d of %d", seq, p.seq)
 				c := w.crash(0)
 				p.hangUp()
-				p.w, p.chain = c, chain
+				p.moveTo(c)
+				p.chain = chain
 				p.pages = map[int64]bool{}
 				for at := int64(0); at < mib/2; at += page {
 					p.pages[at] = true
@@ -436,208 +435,5 @@ func TestMirrorRefusesNonsense(t *testing.T) {
 				t.Errorf("attached %+v", p.attached)
 			}
 		})
-	}
-}
-
-// An epoch that the device does not take is lost to nobody: the volume says so, sends its primary away, and
-// goes on when the device works again.
-func TestMirrorDeviceFails(t *testing.T) {
-	w := newMirrorWorld(t, mib)
-	p := w.synced()
-	p.hangUp()
-	w.stop()
-	w.rules = []devtest.Rule{{Op: devtest.OpWrite, Effect: devtest.Fail(syscall.EIO)}}
-	w.open()
-	p.dial()
-	p.change(0, 4*testBlock, 3)
-	p.rebase(2, 0, 3)
-	p.stage(3, 0, 4*testBlock)
-	p.sendCommit(2, 3)
-	expect[*wire.Committed](p)
-	if code := p.lastWord(); code != wire.CodeDevice {
-		t.Errorf("ended with %v", code)
-	}
-	p.hangUp()
-	eventually(t, "the volume fails", func() bool { return w.status().State == "failed" })
-	if st := w.status(); st.Error == "" || st.Next == "" || st.Epoch != 3 {
-		t.Errorf("status %+v", st)
-	}
-	eventually(t, "its primary is sent away", func() bool {
-		_, err := p.knock()
-		p.hangUp()
-		return isRefused(err, wire.CodeDevice)
-	})
-	w.m.call(func() { w.rules = nil })
-	w.m.resume("")
-	p.applied(3)
-	w.mustHold(p.content)
-	if st := w.status(); st.State != "ok" {
-		t.Errorf("status %+v", st)
-	}
-}
-
-// A disk error at any place in the state directory loses nothing: afterwards the mirror holds the cut before
-// or this one, as it says.
-func TestMirrorStateDirectoryFails(t *testing.T) {
-	epoch := func(p *fakePrimary) (err error) {
-		defer func() {
-			if recover() != nil {
-				err = errors.New("the session ended")
-			}
-		}()
-		return tryEpoch(p)
-	}
-	probe := newMirrorWorld(t, mib)
-	p := probe.synced()
-	before := probe.fs.Count(journaltest.OpAny)
-	if err := epoch(p); err != nil {
-		t.Fatal(err)
-	}
-	p.applied(3)
-	n := probe.fs.Count(journaltest.OpAny) - before
-	t.Logf("an epoch takes %d operations", n)
-	for i := range n {
-		for _, seed := range []uint64{uint64(i) % 2, uint64(i) + 7} {
-			w := newMirrorWorld(t, mib)
-			p := w.synced()
-			old := append([]byte(nil), p.content...)
-			for k := range 400 { // the disk is gone from here on
-				w.fs.Fail(journaltest.OpAny, w.fs.Count(journaltest.OpAny)+i+k, syscall.EIO)
-			}
-			epoch(p)
-			eventually(t, "the disk fails", func() bool { return w.fs.Struck() > 0 || w.status().Primary.AppliedEpoch == 3 })
-			c := w.crash(seed)
-			w.kill()
-			p.conn.Close(nil)
-			p.routine.Wait()
-			c.fs.Heal()
-			c.open()
-			p.w = c
-			a := p.dial()
-			want := old
-			if a.LastCut == 3 {
-				want = p.content
-			}
-			if a.LastCut != 2 && a.LastCut != 3 || a.Applied != a.LastCut || a.Flags != 0 {
-				t.Fatalf("operation %d, seed %d: %+v", i, seed, a)
-			}
-			c.mustHold(want)
-			c.mustIndex()
-			p.hangUp()
-			c.kill()
-		}
-	}
-}
-
-// tryEpoch brings epoch 3, as far as the mirror lets it.
-func tryEpoch(p *fakePrimary) error {
-	p.change(0, 3*testBlock, 9)
-	p.seq++
-	r := &wire.Rebase{Seq: p.seq, Base: 2, New: 3}
-	p.chain, p.pages = wire.Chain{}, map[int64]bool{}
-	p.chain.AddRebase(r)
-	if err := p.conn.Send(r); err != nil {
-		return err
-	}
-	for off := int64(0); off < 3*testBlock; off += testBlock {
-		d := p.frame(3, off, testBlock)
-		if off == testBlock { // only a part of the second
-			copy(p.content[off+testBlock/2:off+testBlock], p.w.disk.Bytes()[off+testBlock/2:])
-			p.seq--
-			d = p.frame(3, off, testBlock/2)
-		}
-		p.chain.Add(d)
-		for at := off; at < off+int64(d.RawLength); at += page {
-			p.pages[at] = true
-		}
-		if err := p.conn.Send(d); err != nil {
-			return err
-		}
-	}
-	answered := 0
-	for {
-		m, err := p.conn.Next()
-		if err != nil {
-			return err
-		}
-		switch m := m.(type) {
-		case *wire.Ack:
-			if answered += len(m.Entries); answered == 3 {
-				err = p.conn.Send(&wire.Commit{Epoch: 3, Base: 2, Records: p.chain.Records(), Pages: uint64(len(p.pages)), Chain: p.chain.Sum()})
-			}
-		case *wire.Committed:
-			return nil
-		case *wire.Halt:
-			return errors.New(m.Text)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// A power cut at any moment of applying leaves a device that the next start brings to the cut.
-func TestMirrorPowerCutWhileApplying(t *testing.T) {
-	for _, at := range []struct {
-		op  devtest.Op
-		nth int
-	}{{devtest.OpWrite, 1}, {devtest.OpWrite, 2}, {devtest.OpWrite, 3}, {devtest.OpFlush, 1}} {
-		for seed := range uint64(6) {
-			w := newMirrorWorld(t, mib)
-			p := w.synced()
-			p.hangUp()
-			w.stop()
-			reached, leave := make(chan struct{}), make(chan struct{})
-			w.rules = []devtest.Rule{{Op: at.op, When: devtest.Nth(at.nth), Times: 1, Effect: devtest.Hook(func(devtest.Call) { close(reached); <-leave })}}
-			w.open()
-			p.dial()
-			p.change(0, 2*testBlock, 4)
-			p.change(4*testBlock+page, 3*page, 5)
-			p.change(12*testBlock, testBlock, 6)
-			p.rebase(2, 0, 3)
-			p.stage(3, 12*testBlock, testBlock)
-			p.stage(3, 4*testBlock+page, 3*page)
-			p.stage(3, 0, 2*testBlock)
-			p.commit(2, 3)
-			<-reached
-			c := w.crash(seed)
-			close(leave)
-			p.hangUp()
-			w.kill()
-			c.open()
-			c.mustHold(p.content)
-			c.mustIndex()
-			if st := c.status(); st.Epoch != 3 || st.Primary.AppliedEpoch != 3 || st.State != "ok" {
-				t.Errorf("status %+v %+v", st, st.Primary)
-			}
-			c.kill()
-		}
-	}
-}
-
-// A clean stop leaves no epoch half applied.
-func TestMirrorStopsClean(t *testing.T) {
-	w := newMirrorWorld(t, mib)
-	p := w.synced()
-	p.change(0, mib, 3)
-	p.rebase(2, 0, 3)
-	p.stage(3, 0, mib)
-	p.commit(2, 3)
-	w.stop()
-	w.mustHold(p.content)
-	if n := w.disk.Unflushed(); n != 0 {
-		t.Errorf("%d sectors are not flushed", n)
-	}
-	if code := p.lastWord(); code != wire.CodeStopped {
-		t.Errorf("the primary was told %v", code)
-	}
-	for _, path := range w.fs.Paths() {
-		if strings.HasSuffix(path, ".staging") {
-			t.Errorf("%s is left", path)
-		}
-	}
-	w.open()
-	if st := w.status(); st.State != "ok" || st.Unproven {
-		t.Errorf("status %+v", st)
 	}
 }

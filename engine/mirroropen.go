@@ -89,7 +89,6 @@ func (m *mirror) createStore(a *wire.Attach) (*mirrorStore, error) {
 		err = s.openIndex(&facts)
 	}
 	if err == nil {
-		s.index.reset() // of whatever it was
 		err = m.dropAllStaging()
 	}
 	if err != nil {
@@ -111,9 +110,7 @@ func (s *mirrorStore) openLog() (*journal.VolumeState, error) {
 // openDevice opens it for this mirror alone.
 func (s *mirrorStore) openDevice(size int64) error {
 	m := s.m
-	dev, err := m.device(m.config.Path, blockdev.Options{Write: true, Warn: warner(func(text string) {
-		m.log(fmt.Sprintf("%s", text))
-	})})
+	dev, err := m.device(m.config.Path, blockdev.Options{Write: true, Warn: warner(m.log)})
 	if err != nil {
 		return deviceError("open mirror", m.config.Path, err)
 	}
@@ -130,8 +127,7 @@ func (s *mirrorStore) openDevice(size int64) error {
 // openIndex opens the index, which after an unclean end in bulk is worth nothing.
 func (s *mirrorStore) openIndex(f *journal.VolumeFacts) error {
 	s.geometry = geometry{size: f.Size, blockSize: int64(f.BlockSize)}
-	s.index = &mirrorIndex{geometry: s.geometry, dir: s.m.indexDir(), open: s.m.index,
-		warn: func(text string) { s.m.log(fmt.Sprintf("%s", text)) }}
+	s.index = &mirrorIndex{geometry: s.geometry, dir: s.m.indexDir(), open: s.m.index, warn: s.m.log}
 	return s.index.begin(f.Mirror.InPlace && !f.Clean)
 }
 

@@ -27,9 +27,10 @@ type mirrorStore struct {
 	suspicion string // why the device is compared with its index; "": it is not
 
 	// Of the owner.
-	partial *journal.Staging   // staged in part; nil: nothing
-	sealed  []*journal.Staging // committed and not applied, the oldest first
-	busy    int                // goroutines that use it and are no session's
+	partial  *journal.Staging   // staged in part; nil: nothing
+	sealed   []*journal.Staging // committed and not applied, the oldest first
+	busy     int                // goroutines that use it and are no session's
+	appliers []*applier         // of those that applied the last epoch: their buffers
 }
 
 // close releases everything. Nobody uses it any more.
@@ -118,11 +119,20 @@ func (s *mirrorStore) limit(held int64) int64 {
 	if err != nil {
 		return held
 	}
-	limit := (max(free, 0) + held) / 100 * stagingShare
+	room := (max(free, 0) + held) / 100
 	if l := s.m.config.StagingLimit; l > 0 {
-		limit = l
+		return min(l, room*stagingMost)
 	}
-	return limit
+	return room * stagingShare
+}
+
+// fresh tells whether the device reads as zero throughout, as far as it can tell.
+func (s *mirrorStore) fresh(size int64) (bool, error) {
+	if !s.dev.Info().KnowsHoles {
+		return false, nil
+	}
+	data, err := s.dev.NextData(0)
+	return err == nil && (data.Length == 0 || data.Offset >= size), err
 }
 
 // measure tells the core about room.
@@ -196,7 +206,11 @@ func (m *mirror) perform(action replica.Action, a *arrival) (op string, err erro
 	case replica.Write:
 		m.current.direct <- a.run // has room for all that the window allows
 	case replica.Compare:
-		m.current.offers <- action.Offer
+		select {
+		case m.current.offers <- action.Offer:
+		default:
+			m.current.end(protocolError("more than %d open offers", maxOffers))
+		}
 	case replica.Apply:
 		m.beginApply(action.Epoch)
 	case replica.Reserve:

@@ -140,6 +140,7 @@ func (p *primary) tune(c VolumeConfig) {
 	for _, s := range gone {
 		s.stop()
 		p.tracker.RemoveConsumer(s.sets)
+		s.capture.Close() // nothing in it is of use any more
 		p.log("mirror " + s.config.Name + " is left away from now on")
 	}
 	for _, m := range c.Mirrors {
@@ -182,9 +183,11 @@ func (p *primary) stop(ctx context.Context) error {
 	}
 	p.path.Refuse(errStopping)
 	note("finish writes", p.path.Drain(ctx))
+	var last sync.WaitGroup
 	for _, s := range p.shippers() {
-		s.finish(ctx)
+		last.Go(func() { s.finish(ctx) })
 	}
+	last.Wait()
 	if p.cancel != nil {
 		p.cancel(context.Canceled)
 	}
@@ -283,7 +286,7 @@ func (p *primary) cut(ctx context.Context, wait bool) (uint64, error) {
 		return after, &Error{Kind: KindState, Op: "cut", On: p.name, Err: errors.New("the volume has no mirror"), Next: "name one with --mirror"}
 	}
 	for _, s := range p.shippers() {
-		s.wantCut()
+		s.wantCut(after)
 	}
 	if !wait {
 		return after + 1, nil
@@ -332,8 +335,7 @@ func (p *primary) setPaused(paused bool) error {
 // rebuild is for a volume whose journal is new while its mirrors are not: it asks them who it is. One that
 // a mirror has taken up already needs none.
 func (p *primary) rebuild() error {
-	known := slices.ContainsFunc(p.facts.get().Mirrors, func(m journal.MirrorFacts) bool { return m.Attached })
-	if known {
+	if p.facts.met() {
 		return &Error{Kind: KindState, Op: "rebuild", On: p.name, Err: errors.New("its journal is in order"), Next: "nothing needs to be done"}
 	}
 	if err := p.facts.change(func(f *journal.VolumeFacts) { f.Rebuilt = true }); err != nil {

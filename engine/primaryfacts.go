@@ -14,7 +14,7 @@ type facts struct {
 	mu   sync.Mutex
 	now  journal.VolumeFacts
 	log  *journal.VolumeLog
-	full bool // the log has only its reserve left: no new numbers
+	here map[string]bool // mirrors that attached in this process, with what they need in their sets
 }
 
 // errJournalLow stops cuts while the journal has only its reserve left, which is for marks.
@@ -41,8 +41,8 @@ func (f *facts) seen(number uint64) {
 }
 
 // committed notes what a mirror has confirmed. It need not be durable: after a crash an older value only
-// means that more is in doubt. It comes before the sets change, and a checkpoint reads the sets before the
-// facts, so that no checkpoint pairs smaller sets with an older cut.
+// means that more is in doubt. It comes before the sets change, so that no checkpoint pairs smaller sets with
+// an older cut.
 func (f *facts) committed(mirror string, number uint64, bulk bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -53,16 +53,47 @@ func (f *facts) committed(mirror string, number uint64, bulk bool) error {
 }
 
 // attached notes which node a mirror is, and what it holds, durably: from here on its numbers are compared.
-func (f *facts) attached(mirror string, node [32]byte, committed, sent uint64, bulk bool) error {
+//
+// anew: what it needs does not follow from what the journal has of it. So the sets of the last checkpoint
+// count for nothing, however well its numbers will fit: Attached falls, and rises with the next checkpoint
+// (see covered).
+func (f *facts) attached(mirror string, node [32]byte, committed, sent uint64, bulk, anew bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.mirror(mirror)
 	before := *m
-	m.Node, m.Attached, m.Committed, m.Bulk, m.Sent = node, true, committed, bulk, max(m.Sent, sent)
+	if f.here == nil {
+		f.here = map[string]bool{}
+	}
+	f.here[mirror] = true
+	m.Node, m.Attached, m.Committed, m.Bulk, m.Sent = node, m.Attached && !anew, committed, bulk, max(m.Sent, sent)
 	if *m == before {
 		return nil
 	}
 	return f.log.SetFacts(f.now)
+}
+
+// covered notes what is true once a checkpoint has been made of the present sets: of every mirror that was
+// here they say what it needs. f.mu is held from before the sets are read.
+func (f *facts) covered() {
+	for i := range f.now.Mirrors {
+		m := &f.now.Mirrors[i]
+		m.Attached = m.Attached || f.here[m.Name]
+	}
+}
+
+// uncovered tells whether covered would change anything.
+func (f *facts) uncovered() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.now.Mirrors, func(m journal.MirrorFacts) bool { return f.here[m.Name] && !m.Attached })
+}
+
+// met tells whether any mirror ever took this history up.
+func (f *facts) met() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.here) > 0 || slices.ContainsFunc(f.now.Mirrors, func(m journal.MirrorFacts) bool { return m.Attached })
 }
 
 // change edits the facts and makes them durable.

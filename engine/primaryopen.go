@@ -153,11 +153,11 @@ func setOf(state *journal.VolumeState, name string) *blockdev.PageSet {
 }
 
 // restore gives a mirror the sets that the journal knows. After a clean stop they are exact. After any other
-// everything that was needed or hot is in doubt; for a mirror that the journal does not know everything is,
-// until its Attached tells that it is blank.
+// everything that was needed or hot is in doubt; for a mirror that the last checkpoint does not cover
+// everything is, until its Attached tells that it is blank.
 func (p *primary) restore(s *shipper, state *journal.VolumeState) {
 	needs, doubt := setOf(state, needsPrefix+s.config.Name), setOf(state, doubtPrefix+s.config.Name)
-	if needs == nil {
+	if needs == nil || !p.facts.of(s.config.Name).Attached {
 		p.tracker.DoubtAll(s.sets)
 		return
 	}

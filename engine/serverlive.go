@@ -21,22 +21,27 @@ import (
 // One that cannot be opened is `failed` and does not stop the others.
 func (s *server) openLive(ctx context.Context, v *volume) {
 	dir := filepath.Join(s.StateDir, "volumes", v.name)
-	role, err := durableRole(dir)
-	var live liveVolume
-	switch {
-	case err != nil && !errors.Is(err, journal.ErrDamaged):
-	case role == journal.RolePrimary, role == 0 && wantsPrimary(v.config):
-		live, err = s.openPrimary(ctx, v, dir)
-	default:
-		live, err = openMirror(mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name)})
-	}
+	open := func() (liveVolume, error) { return s.openRole(ctx, v, dir) }
+	live, err := open()
 	if err != nil {
-		f := &failedVolume{open: func() (liveVolume, error) { return s.openPrimary(ctx, v, dir) }, dir: dir, swap: v.setLive}
+		f := &failedVolume{open: open, dir: dir, swap: v.setLive}
 		f.set(err)
 		s.log(fmt.Sprintf("volume %s: failed: %v", v.name, err))
 		live = f
 	}
 	v.setLive(live)
+}
+
+// openRole opens a volume as what it is, or is to become.
+func (s *server) openRole(ctx context.Context, v *volume, dir string) (liveVolume, error) {
+	role, err := durableRole(dir)
+	switch {
+	case err != nil && !errors.Is(err, journal.ErrDamaged):
+		return nil, err
+	case role == journal.RolePrimary, role == 0 && wantsPrimary(v.config):
+		return s.openPrimary(ctx, v, dir)
+	}
+	return openMirror(mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name)})
 }
 
 func wantsPrimary(c VolumeConfig) bool {
@@ -123,7 +128,7 @@ func (v *volume) syncAllowed(role string) error {
 	case *primary:
 		what = "it is a primary, and open for its clients"
 	case *mirror:
-		if !live.holds() {
+		if !live.claimed() {
 			return nil
 		}
 		what = "it is the mirror of a primary, which alone may write to it"
@@ -181,11 +186,4 @@ func (s *server) reload(volumes map[string]VolumeConfig) {
 		}
 	}
 	s.log("the configuration was read again")
-}
-
-// holds tells whether a mirror has a durable role.
-func (m *mirror) holds() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.view.held
 }

@@ -128,6 +128,7 @@ func (s *shipper) session1(ctx context.Context, conn *wire.Conn, hello *wire.Hel
 	session.ship, session.noShip = context.WithCancelCause(l.ctx)
 	if err := s.attached(session, hello, a); err != nil {
 		l.cancel(err)
+		s.lost()
 		return l.run(func(wire.Message) error { return nil }, func() error { return err })
 	}
 	err := l.run(s.handle, func() error { return s.run(session) })
@@ -151,7 +152,9 @@ func (s *shipper) run(session *shipSession) error {
 	return context.Cause(session.ctx)
 }
 
-// attached takes what the mirror says up: facts first, then sets, then the session is the present one.
+// attached takes what the mirror says up: facts first, then sets, then the session is the present one. Where
+// everything is needed or in doubt it is the sets first: from those facts on the sets of the last checkpoint
+// count for nothing (see facts.attached), and the next checkpoint must have these.
 func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Attached) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,12 +171,16 @@ func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Atta
 	s.core.AllowOffers(int(min(a.MaxOffers, shipOffers)))
 	st := s.core.State()
 	sent := s.p.facts.of(s.config.Name).Sent
-	if err := s.p.facts.attached(s.config.Name, hello.Node, st.Committed, max(sent, st.Committed), st.BulkBase); err != nil {
+	anew := v.AllDirty || v.AllDoubt != ""
+	if anew {
+		s.apply(&v)
+	}
+	if err := s.p.facts.attached(s.config.Name, hello.Node, st.Committed, max(sent, st.Committed), st.BulkBase, anew); err != nil {
 		s.p.fail("note mirror", err)
 		return err
 	}
-	if err := s.apply(&v); err != nil {
-		return err
+	if !anew {
+		s.apply(&v)
 	}
 	if a.Flags&wire.AttachedBlank != 0 {
 		s.blank = a.DataEnd
@@ -187,7 +194,7 @@ func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Atta
 }
 
 // apply makes the sets what the core found. s.mu is held.
-func (s *shipper) apply(v *ship.Attachment) error {
+func (s *shipper) apply(v *ship.Attachment) {
 	t := s.p.tracker
 	if v.Committed || v.Flushed {
 		t.Committed(s.sets)
@@ -198,6 +205,7 @@ func (s *shipper) apply(v *ship.Attachment) error {
 	if v.AllDirty || v.AllDoubt != "" || v.Restart {
 		t.DropEpoch(s.sets)
 		s.forgetKept()
+		s.voids = nil
 	}
 	switch {
 	case v.AllDirty:
@@ -208,12 +216,12 @@ func (s *shipper) apply(v *ship.Attachment) error {
 	}
 	if v.Uncommit {
 		s.forgetKept()
+		s.voids = nil
 	}
 	if len(v.NotStaged) > 0 {
 		t.GiveUp(s.sets, runsOf(v.NotStaged))
 	}
 	s.reship(v)
-	return nil
 }
 
 // reship brings back what was sent and is not staged: from its kept copy, or to be read again where the

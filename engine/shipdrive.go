@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/engine/ship"
 	"github.com/blkmirror/blkmirror/engine/track"
 	"github.com/blkmirror/blkmirror/wire"
@@ -69,8 +70,12 @@ func (s *shipper) failed(session *shipSession, err error) {
 		s.mu.Unlock()
 		return
 	}
-	if s.p.journal.Err() != nil {
-		s.p.fail("take a cut", s.p.journal.Err())
+	if err := s.p.journal.Err(); err != nil {
+		s.p.fail("take a cut", err)
+		s.mu.Lock()
+		s.core.Postpone(s.p.now().Add(time.Minute)) // it takes a restart
+		s.mu.Unlock()
+		return
 	}
 	if session != nil {
 		session.end(err)
@@ -80,16 +85,17 @@ func (s *shipper) failed(session *shipSession, err error) {
 func (s *shipper) do(a ship.Action, session *shipSession) error {
 	switch a.Kind {
 	case ship.Cut:
-		return s.doCut()
+		return s.doCut(session)
 	case ship.SendRebase:
 		return s.doRebase(a, session)
 	case ship.SendCommit:
 		return s.doCommit(a, session)
 	case ship.GiveUp:
-		s.doGiveUp(a, session)
+		s.doGiveUp(a.Reason)
 	case ship.Void:
-		s.p.tracker.VoidStaging(s.sets)
 		s.mu.Lock()
+		s.p.tracker.VoidStaging(s.sets)
+		s.voids = nil
 		s.core.Voided()
 		s.mu.Unlock()
 	case ship.Drop:
@@ -97,7 +103,7 @@ func (s *shipper) do(a ship.Action, session *shipSession) error {
 	case ship.BeginBulk:
 		return s.doBeginBulk(a, session)
 	case ship.Pass:
-		return s.doPass()
+		return s.doPass(session)
 	case ship.Flush:
 		return s.doFlush(session)
 	case ship.Offer:
@@ -108,22 +114,39 @@ func (s *shipper) do(a ship.Action, session *shipSession) error {
 	return nil
 }
 
-// doCut takes a cut: the number first, durably, then the step.
-func (s *shipper) doCut() error {
+// stands tells whether what was decided for a session may still be done: another one may have begun since,
+// and with it everything may be otherwise. s.mu is held.
+func (s *shipper) stands(session *shipSession) bool { return s.session == session }
+
+// doCut takes a cut: the number first, durably, then the step. With hands held no reader that began before
+// reads behind it.
+func (s *shipper) doCut(session *shipSession) error {
 	number, err := s.p.facts.number(s.config.Name)
 	if err != nil {
 		return err
 	}
+	s.hands.Lock()
+	defer s.hands.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	voids := s.p.tracker.CutStep(s.sets.Epoch())
-	s.voids = nil
-	if len(voids) > 0 {
-		s.voids = voids[0]
+	if !s.stands(session) {
+		return nil
 	}
-	s.full = false
+	if voids := s.p.tracker.CutStep(s.sets.Epoch())[0]; voids != nil {
+		s.voided().Union(voids)
+	}
+	s.full, s.refused = false, nil
 	s.core.CutTaken(number, s.p.now())
 	return nil
+}
+
+// voided are the pages that the mirror may have staged and that are to be sent anew: since the last Rebase
+// or the begin of the staging. s.mu is held.
+func (s *shipper) voided() *blockdev.PageSet {
+	if s.voids == nil {
+		s.voids = blockdev.NewPageSet(s.p.tracker.Pages())
+	}
+	return s.voids
 }
 
 // doRebase begins the epoch on the wire. The void pages may need several frames, which are one record.
@@ -131,26 +154,20 @@ func (s *shipper) doRebase(a ship.Action, session *shipSession) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.mu.Lock()
+	if !s.stands(session) {
+		s.mu.Unlock()
+		return nil
+	}
 	m := &wire.Rebase{Seq: s.core.NextSeq(), Base: a.Base, Old: a.Old, New: a.New}
 	if a.Old != 0 && s.voids != nil {
 		for first, n, ok := s.voids.NextSet(0); ok; first, n, ok = s.voids.NextSet(first + n) {
 			m.Voids = append(m.Voids, s.extent(first, n))
 		}
 	}
+	s.voids = nil
 	s.core.Rebased(m)
 	s.mu.Unlock()
-	var frames []wire.Message
-	for voids := m.Voids; ; {
-		n := min(len(voids), wire.MaxEntries)
-		part := *m
-		part.Voids, voids = voids[:n], voids[n:]
-		part.More = len(voids) > 0
-		frames = append(frames, &part)
-		if !part.More {
-			break
-		}
-	}
-	if err := session.conn.Send(frames...); err != nil {
+	if err := session.conn.Send(m.Frames()...); err != nil {
 		return err
 	}
 	s.notify()
@@ -163,58 +180,80 @@ func (s *shipper) extent(first, count uint64) wire.Extent {
 	return wire.Extent{Offset: off, Length: min(int64(count)*pageSize, s.p.size-off)}
 }
 
-// doCommit says that the epoch is whole.
+// doCommit says that the epoch is whole, once more where its Commit may be lost.
 func (s *shipper) doCommit(a ship.Action, session *shipSession) error {
-	var holes []wire.Extent
-	var holePages, pages uint64
+	s.mu.Lock()
+	m, tooMany := s.commitLocked(a, session)
+	s.mu.Unlock()
+	switch {
+	case tooMany:
+		s.doGiveUp("more pages cannot be read than a commit can name")
+	case m != nil:
+		return session.conn.Send(m)
+	}
+	return nil
+}
+
+// commitLocked makes the epoch one that is committing; nil where that cannot be done now. s.mu is held.
+func (s *shipper) commitLocked(a ship.Action, session *shipSession) (m *wire.Commit, tooMany bool) {
+	if !s.stands(session) {
+		return nil, false
+	}
+	if a.Again {
+		return s.core.CommitSent(0, nil, 0, s.p.unproven()), false
+	}
 	runs := s.p.tracker.Holes(s.sets, wire.MaxHoles+1)
 	if len(runs) > wire.MaxHoles {
-		s.mu.Lock()
 		s.full = true
-		s.mu.Unlock()
-		s.doGiveUp(ship.Action{Reason: "more pages cannot be read than a commit can name"}, session)
-		return nil
+		return nil, true
 	}
+	var holes []wire.Extent
+	var holePages uint64
 	for _, r := range runs {
 		holes = append(holes, s.extent(r.First, r.Count))
 		holePages += r.Count
 	}
-	if !a.Again {
-		pages = s.p.tracker.Counts(s.sets).Staged
-		if err := s.p.tracker.StartCommit(s.sets); err != nil {
-			s.mu.Lock()
-			s.full = true // the write path gave it up in this very moment
-			s.mu.Unlock()
-			return nil
-		}
+	pages := s.p.tracker.Counts(s.sets).Staged
+	if err := s.p.tracker.StartCommit(s.sets); err != nil {
+		s.full = true // the write path gave it up in this very moment
+		return nil, false
 	}
-	s.mu.Lock()
-	m := s.core.CommitSent(pages, holes, holePages, s.p.unproven())
-	s.mu.Unlock()
-	return session.conn.Send(m)
+	return s.core.CommitSent(pages, holes, holePages, s.p.unproven()), false
 }
 
 // doGiveUp ends the epoch under way: nobody reads or sends for it any more, and what is not staged is todo
 // again.
-func (s *shipper) doGiveUp(a ship.Action, session *shipSession) {
+func (s *shipper) doGiveUp(reason string) {
+	s.mu.Lock()
+	session := s.session
+	s.mu.Unlock()
 	if session != nil {
 		session.stopShipping()
+		defer session.shipAgain()
 	}
 	s.hands.Lock()
 	defer s.hands.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	extents := append(s.core.GaveUp(s.full, s.p.now()), s.refused...)
+	if !s.core.Doomable() {
+		return // a session that began meanwhile settled it
+	}
+	unanswered, uncommit := s.core.GaveUp(s.full, s.p.now())
+	extents := append(unanswered, s.refused...)
 	for _, it := range s.again {
 		extents = append(extents, wire.Extent{Offset: it.off, Length: it.length})
 	}
 	s.forgetKept()
-	s.p.tracker.GiveUp(s.sets, runsOf(extents))
-	s.stats.givenUp.Add(1)
-	if session != nil {
-		session.shipAgain()
+	if uncommit {
+		s.p.tracker.Uncommit(s.sets)
+	} else {
+		s.p.tracker.GiveUp(s.sets, runsOf(extents))
+		for _, r := range runsOf(unanswered) {
+			s.voided().Add(r.First, r.Count)
+		}
 	}
-	s.p.log(fmt.Sprintf("mirror %s: the cut was given up: %s", s.config.Name, a.Reason))
+	s.stats.givenUp.Add(1)
+	s.p.log(fmt.Sprintf("mirror %s: the cut was given up: %s", s.config.Name, reason))
 	s.notifyLocked()
 }
 
@@ -223,10 +262,15 @@ func (s *shipper) doDrop(a ship.Action, session *shipSession) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.mu.Lock()
+	if !s.stands(session) {
+		s.mu.Unlock()
+		return nil
+	}
 	var m *wire.Rebase
 	if a.Old != 0 {
 		m = &wire.Rebase{Seq: s.core.NextSeq(), Old: a.Old}
 	}
+	s.voids = nil
 	s.p.tracker.DropEpoch(s.sets)
 	s.core.Dropped(m)
 	s.mu.Unlock()
@@ -240,6 +284,10 @@ func (s *shipper) doBeginBulk(a ship.Action, session *shipSession) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.mu.Lock()
+	if !s.stands(session) {
+		s.mu.Unlock()
+		return nil
+	}
 	s.p.tracker.DropEpoch(s.sets)
 	s.forgetKept()
 	s.core.BulkBegun(s.p.now())
@@ -248,20 +296,24 @@ func (s *shipper) doBeginBulk(a ship.Action, session *shipSession) error {
 }
 
 // doPass begins a pass of a bulk: everything that is needed is todo, and nothing is captured.
-func (s *shipper) doPass() error {
+func (s *shipper) doPass(session *shipSession) error {
 	number, err := s.p.facts.number(s.config.Name)
 	if err != nil {
 		return err
 	}
-	s.p.tracker.CutStep(s.sets.Bulk())
-	n := s.p.tracker.Counts(s.sets)
+	s.hands.Lock()
+	defer s.hands.Unlock()
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stands(session) {
+		return nil
+	}
+	s.p.tracker.CutStep(s.sets.Bulk())
 	if s.core.Passes() > 0 {
 		s.blank = -1 // something was sent
 	}
-	s.core.PassBegun(number, n.Todo, s.p.now())
+	s.core.PassBegun(number, s.p.tracker.Counts(s.sets).Todo, s.p.now())
 	s.notifyLocked()
-	s.mu.Unlock()
 	return nil
 }
 
@@ -274,12 +326,12 @@ func (s *shipper) doFlush(session *shipSession) error {
 	}
 	s.hands.Lock()
 	defer s.hands.Unlock()
-	if !s.p.tracker.BulkFlush(s.sets) {
+	s.mu.Lock()
+	if !s.stands(session) || !s.p.tracker.BulkFlush(s.sets) {
+		s.mu.Unlock()
 		return nil
 	}
-	n := s.p.tracker.Counts(s.sets)
-	s.mu.Lock()
-	s.core.FlushSent(number, n.Todo == 0 && len(s.again) == 0, s.p.now())
+	s.core.FlushSent(number, s.p.tracker.Counts(s.sets).Todo == 0, s.p.now())
 	s.mu.Unlock()
 	return session.conn.Send(&wire.Flush{Number: number})
 }

@@ -26,10 +26,11 @@ import (
 // Locks, in this order: hands, sending, mu. Whoever has a batch between reading and sending holds hands
 // shared; routineDrive takes it exclusively to know that nobody does.
 type shipper struct {
-	p      *primary
-	config MirrorConfig
-	sets   *track.Sets
-	pool   *blockdev.Pool // payloads that are not acknowledged, and what is being read
+	p       *primary
+	config  MirrorConfig
+	sets    *track.Sets
+	capture *track.Capture
+	pool    *blockdev.Pool // payloads that are not acknowledged, and what is being read
 
 	hands   sync.RWMutex
 	inHand  atomic.Int64 // batches between reading and sending
@@ -37,12 +38,12 @@ type shipper struct {
 
 	mu       sync.Mutex
 	core     *ship.Core
-	full     bool            // the write path gave the cut up
-	kept     map[uint64]item // sent and not acknowledged, by Seq
-	again    []item          // to be sent before anything else
-	refused  []wire.Extent   // the mirror had no room for it; todo again with the give-up that follows
-	voids    *blockdev.PageSet
-	session  *shipSession // nil: not connected
+	full     bool              // the write path gave the cut up
+	kept     map[uint64]item   // sent and not acknowledged, by Seq
+	again    []item            // to be sent before anything else
+	refused  []wire.Extent     // the mirror had no room for it; todo again with the give-up that follows
+	voids    *blockdev.PageSet // of the next Rebase
+	session  *shipSession      // nil: not connected
 	offers   map[uint64]claim
 	offerSeq uint64
 	doubtAt  uint64 // where the next offer begins
@@ -63,7 +64,6 @@ type shipper struct {
 	stats      struct {
 		shipped, offered, wire, retried, reconnects, givenUp atomic.Int64
 	}
-	doubts doubtList // owned by the session's reader
 }
 
 // item is one record's worth of content, kept until the mirror has it.
@@ -111,7 +111,7 @@ const (
 )
 
 func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
-	s := &shipper{p: p, config: m, pool: blockdev.NewPool(shipMemory), kept: map[uint64]item{}, offers: map[uint64]claim{},
+	s := &shipper{p: p, config: m, capture: c, pool: blockdev.NewPool(shipMemory), kept: map[uint64]item{}, offers: map[uint64]claim{},
 		tries: map[int64]int{}, blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
 	s.sets = p.tracker.AddConsumer(m.Name, c)
 	known := p.facts.of(m.Name)
@@ -158,7 +158,7 @@ func (s *shipper) finish(ctx context.Context) {
 	stop := context.AfterFunc(session.ctx, cancel)
 	defer stop()
 	after := s.p.facts.get().Cut
-	s.wantCut()
+	s.wantCut(after)
 	s.waitCommitted(ctx, after) // or not: then it is shipped after the next start
 }
 
@@ -253,9 +253,9 @@ func (s *shipper) notify() {
 	s.poke()
 }
 
-func (s *shipper) wantCut() {
+func (s *shipper) wantCut(after uint64) {
 	s.mu.Lock()
-	s.core.WantCut()
+	s.core.WantCut(after)
 	s.mu.Unlock()
 	s.poke()
 }

@@ -191,18 +191,17 @@ func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uin
 		err := session.window.Acquire(ctx, cost)
 		if err == nil {
 			err = s.sendSome(session, epoch, items[:n])
-		} else {
+			items = items[n:] // whether or not they got there: they have their numbers
+		}
+		if err != nil {
 			s.mu.Lock()
 			s.again = append(s.again, items...)
 			s.mu.Unlock()
 			if ctx.Err() != nil {
 				return nil // the session's end says why, or the cut was given up
 			}
-		}
-		if err != nil {
 			return err
 		}
-		items = items[n:]
 	}
 	return nil
 }

@@ -74,8 +74,10 @@ func (s *shipper) settleLocked(rec ship.Record, verdict ship.Verdict, got wire.H
 	case ship.Unknown:
 		return protocolError("an answer to a record that was not sent, or is not its turn")
 	case ship.Final:
-		it.buf.release()
-		return mismatchError(rec.Offset, rec.Length, rec.Hash, got)
+		return s.mismatchLocked(rec, it, got)
+	case ship.NoRoomForAll:
+		s.core.NoRoom(s.bytes(s.p.tracker.Counts(s.sets).Needs))
+		return nil
 	case ship.NoRoomAt:
 		it.buf.release()
 		s.core.NoRoom(s.bytes(s.p.tracker.Counts(s.sets).Needs))
@@ -97,19 +99,36 @@ func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got wire.Has
 	s.tries[rec.Offset]++
 	tries := s.tries[rec.Offset]
 	if tries > ship.MaxTries {
-		it.buf.release()
-		return mismatchError(rec.Offset, rec.Length, rec.Hash, got)
+		return s.mismatchLocked(rec, it, got)
 	}
 	if epoch, ok := s.core.MayShip(); kept && ok && epoch != 0 {
 		it.tries, it.follow = tries, 0
 		s.again = append(s.again, it)
+		// Readers may wait for the very memory that it holds.
+		s.session.stopShipping()
+		s.session.shipAgain()
 		return nil
 	}
 	it.buf.release()
+	s.dirtyLocked(rec)
+	return nil
+}
+
+// mismatchLocked ends a session because of a record that was sent again often enough. The epoch is without
+// it from now on, so it is given up, and its pages are to be sent anew when a person says so. s.mu is held.
+func (s *shipper) mismatchLocked(rec ship.Record, it item, got wire.Hash) error {
+	it.buf.release()
+	s.refused = append(s.refused, wire.Extent{Offset: rec.Offset, Length: rec.Length})
+	s.core.Spoil()
+	s.dirtyLocked(rec)
+	return mismatchError(rec.Offset, rec.Length, rec.Hash, got)
+}
+
+// dirtyLocked has the pages of a record sent with a later cut or pass. s.mu is held.
+func (s *shipper) dirtyLocked(rec ship.Record) {
 	for _, r := range runsOf([]wire.Extent{{Offset: rec.Offset, Length: rec.Length}}) {
 		s.p.tracker.Dirty(s.sets, r.First, r.Count)
 	}
-	return nil
 }
 
 // takeCommitted: facts first, then the sets (see facts.committed).
@@ -142,9 +161,6 @@ func (s *shipper) takeFlushed(m *wire.Flushed) error {
 	return nil
 }
 
-// doubtList gathers the extents of one Doubt, which may come in several frames.
-type doubtList struct{ extents []wire.Extent }
-
 // takeDoubt: the mirror cannot vouch for these ranges; they are sent with the next epoch.
 func (s *shipper) takeDoubt(m *wire.Doubt) error {
 	for _, e := range m.Extents {
@@ -172,6 +188,10 @@ func (s *shipper) doOffer(session *shipSession) error {
 		unit = uint64(s.p.blockSize) / pageSize
 	}
 	s.mu.Lock()
+	if !s.stands(session) {
+		s.mu.Unlock()
+		return nil
+	}
 	first, n, ok := s.p.tracker.NextDoubt(s.sets, s.doubtAt, offerBytes/pageSize)
 	if !ok {
 		s.doubtAt = 0

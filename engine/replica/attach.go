@@ -68,6 +68,7 @@ func (c *Core) attach(e *Attach) {
 	g := journal.Generation(m.Generation)
 	switch {
 	case !known:
+		c.do(DropIndex{})
 		c.adopt(m)
 	case c.facts.Generation != g:
 		c.facts.Parents = []journal.Generation{c.content()}

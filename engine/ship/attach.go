@@ -32,6 +32,7 @@ func (c *Core) Attached(a *wire.Attached, overwrite bool) Attachment {
 	var v Attachment
 	c.room, c.applied = a.Room, a.Applied
 	c.inconsistent = a.Flags&wire.AttachedInconsistent != 0
+	passing := c.bulk.passing || c.bulk.flushing != 0
 	c.bulk.begun, c.offers, c.swept, c.reason = false, 0, false, ""
 	isBulk := a.Flags&wire.AttachedBulk != 0
 	c.theirs = 0
@@ -62,15 +63,16 @@ func (c *Core) Attached(a *wire.Attached, overwrite bool) Attachment {
 		c.reason = "everything is compared: " + v.AllDoubt
 	}
 	c.attached, c.known = true, true
+	v.Restart = passing
 	c.begin(a, &v)
 	return v
 }
 
 // forget starts anew on what the mirror says it holds.
 func (c *Core) forget(a *wire.Attached, isBulk bool) {
-	c.committed, c.bulkBase = a.LastCut, isBulk
+	c.committed, c.bulkBase, c.due = a.LastCut, isBulk, true
 	c.lastSent = max(c.lastSent, a.LastCut)
-	c.cur, c.sent, c.old, c.voidIt = nil, nil, 0, false
+	c.cur, c.sent, c.old, c.voidIt, c.spoilt = nil, nil, 0, false, false
 	c.bulk = bulk{}
 	c.holding, c.failures, c.notBefore = false, 0, time.Time{}
 	c.records.restart()
@@ -80,7 +82,7 @@ func (c *Core) forget(a *wire.Attached, isBulk bool) {
 func (c *Core) settle(a *wire.Attached, isBulk bool, v *Attachment) {
 	switch {
 	case c.sent != nil && a.LastCut == c.sent.number && !isBulk:
-		v.Committed, v.Holes = true, c.sent.holes
+		v.Committed, v.Holes = true, c.sent.holePages
 		c.commit(c.sent)
 	case c.bulk.flushing != 0 && a.LastCut == c.bulk.flushing && isBulk:
 		v.Flushed = true
@@ -106,7 +108,10 @@ func (c *Core) begin(a *wire.Attached, v *Attachment) {
 		c.phase = Shipping
 	default:
 		v.Restart = true
-		c.phase, c.bulk = Bulk, bulk{}
+		c.phase = Bulk
+	}
+	if v.Restart {
+		c.bulk = bulk{}
 		c.records.restart()
 	}
 }
@@ -139,9 +144,12 @@ func (c *Core) resume(a *wire.Attached, v *Attachment) {
 		v.Lost, v.Answered = lost, answered
 	default:
 		for i, r := range lost {
-			if answered[i] {
+			if answered[i] && r.Length > 0 {
 				v.NotStaged = append(v.NotStaged, wire.Extent{Offset: r.Offset, Length: r.Length})
 			}
+		}
+		if c.cur != nil && len(v.NotStaged) > 0 {
+			c.spoilt = true // the epoch that was to take it over lacks these
 		}
 	}
 }
@@ -158,9 +166,11 @@ func (c *Core) resumeCommit(a *wire.Attached, v *Attachment) {
 	}
 	e.resend = true
 	if c.cur == nil || !c.cur.rebased {
+		c.voidIt = c.old != 0 // what was staged behind it and given up, the mirror has not
+		c.records.restart()
 		return
 	}
-	c.cur.rebased = false
+	c.cur.rebased, c.cur.old = false, 0
 	for i := range c.records.list {
 		if r := &c.records.list[i]; r.Length > 0 {
 			v.Lost, v.Answered = append(v.Lost, r.Record), append(v.Answered, r.answered)

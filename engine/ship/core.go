@@ -60,7 +60,7 @@ const (
 	Cut                    // take a cut for this mirror: a durable number, then the step; answer: Core.CutTaken
 	SendRebase             // send Action.Old, New, Base and the voids kept since the cut; answer: Core.Rebased
 	SendCommit             // the epoch is whole; answer: Core.CommitSent. With Again: the same Commit once more
-	GiveUp                 // give the epoch up: hands emptied, then Core.GiveUp and the set transition
+	GiveUp                 // give the epoch up: hands emptied, then Core.GaveUp and the set transition
 	Void                   // what is staged counts no longer: staged → todo; answer: Core.Voided
 	Drop                   // send Rebase(old, 0), todo and staged → waiting; answer: Core.Dropped
 	BeginBulk              // send Bulk; answer: Core.BulkBegun
@@ -90,8 +90,11 @@ type epoch struct {
 	records      uint64
 	pages        uint64
 	chain        wire.Hash // of its Commit
-	holes        uint64
+	seq          uint64    // of its last record, once its Commit was sent
+	holes        []wire.Extent
+	holePages    uint64
 	resend       bool // its Commit is to be sent again on this connection
+	refused      bool // its Commit was not taken: the mirror's device has no room
 }
 
 // Core is the state of one mirror. See the package comment.
@@ -126,7 +129,10 @@ type Core struct {
 	// Pace.
 	lastCut   time.Time
 	notBefore time.Time // after a give-up
-	wanted    bool      // a person wants a cut
+	postponed time.Time // no number is to be had before
+	wanted    uint64    // a person wants a cut of at least this number; 0: nobody does
+	asked     bool      // … and it need not keep to the pace
+	due       bool      // a commit has to tell the mirror that it is of our history, whatever was written
 	lostAt    time.Time
 	failures  int // give-ups for room in a row
 	holding   bool
@@ -168,7 +174,15 @@ func New(cfg Config, g wire.Generation, incarnation uint64, h History) *Core {
 // Next says what to do now. It is called again after every answer to it and after every event, until it
 // says Wait.
 func (c *Core) Next(now time.Time, n Counts) Action {
-	if c.cur != nil {
+	a := c.next(now, n)
+	if k := a.Kind; (k == Cut || k == Pass || k == Flush) && now.Before(c.postponed) {
+		return Action{Kind: Wait, At: c.postponed}
+	}
+	return a
+}
+
+func (c *Core) next(now time.Time, n Counts) Action {
+	if c.Doomable() {
 		if a, ok := c.endangered(now, n); ok {
 			return a
 		}
@@ -187,16 +201,23 @@ func (c *Core) Next(now time.Time, n Counts) Action {
 	return c.nextShip(now, n)
 }
 
+// Doomable tells whether there is an epoch that could be given up.
+func (c *Core) Doomable() bool { return c.cur != nil || c.sent != nil && c.sent.refused }
+
 // endangered gives up an epoch under way where it cannot or must not be completed.
 func (c *Core) endangered(now time.Time, n Counts) (Action, bool) {
 	give := func(reason string) (Action, bool) { return Action{Kind: GiveUp, Reason: reason}, true }
 	switch {
+	case c.sent != nil && c.sent.refused:
+		return give("the mirror's device has no room for it")
 	case n.Full:
 		return give("no room to keep what the cut holds")
 	case c.paused:
 		return give("paused")
 	case c.phase == Away && now.Sub(c.lostAt) >= AwayLimit:
 		return give("the mirror is away")
+	case c.phase == Refused:
+		return give("nothing may move")
 	case c.voidIt:
 		return give("what was staged is gone")
 	case c.spoilt:
@@ -234,7 +255,7 @@ func (c *Core) nextShip(now time.Time, n Counts) Action {
 		c.holesAt = now.Add(holesEvery)
 		return Action{Kind: RetryHoles}
 	}
-	if !c.wanted && n.Fresh == 0 && n.Todo == 0 && n.Staged == 0 {
+	if !c.wants() && !c.due && !c.inconsistent && n.Fresh == 0 && n.Todo == 0 && n.Staged == 0 {
 		return Action{}
 	}
 	if at := c.cutAt(); now.Before(at) {
@@ -243,15 +264,21 @@ func (c *Core) nextShip(now time.Time, n Counts) Action {
 	return Action{Kind: Cut}
 }
 
-// cutAt is when the next cut may be taken.
+// wants tells whether a person wants a later cut than those that were taken.
+func (c *Core) wants() bool { return c.wanted > c.base() }
+
+// cutAt is when the next cut may be taken. A person's wish overrides the pace once, but not the pause
+// between failures.
 func (c *Core) cutAt() time.Time {
 	at := c.notBefore
-	if !c.wanted {
-		if regular := c.lastCut.Add(c.cfg.Interval); regular.After(at) {
-			at = regular
+	if c.asked && c.wants() {
+		if c.holding || c.failures == 0 {
+			return time.Time{}
 		}
-	} else if c.holding || c.failures == 0 {
-		at = time.Time{} // a person's wish overrides the pace, but not the pause between failures
+		return at
+	}
+	if regular := c.lastCut.Add(c.cfg.Interval); regular.After(at) {
+		at = regular
 	}
 	return at
 }
@@ -317,7 +344,9 @@ func (c *Core) nextBulk(now time.Time, n Counts) Action {
 		return Action{Kind: Pass}
 	case n.Todo == 0 && n.Hands == 0 && c.records.unanswered() == 0:
 		return Action{Kind: Flush}
-	case now.Sub(b.flushed) >= flushEvery && b.bytes > 0 || b.bytes >= flushBytes:
+	case b.bytes == 0:
+		return Action{}
+	case now.Sub(b.flushed) >= flushEvery || b.bytes >= flushBytes:
 		return Action{Kind: Flush}
 	}
 	return Action{Kind: Wait, At: b.flushed.Add(flushEvery)}

@@ -20,17 +20,17 @@ func (c *Core) Resume() {
 	c.paused, c.notBefore = false, time.Time{}
 }
 
-// Postpone puts the next cut off: it cannot be taken now, for a reason that is not the mirror's.
-func (c *Core) Postpone(until time.Time) { c.notBefore = until }
+// Postpone puts off whatever takes a number: there is none now, for a reason that is not the mirror's.
+func (c *Core) Postpone(until time.Time) { c.postponed = until }
 
-// WantCut says that a person wants a cut now.
-func (c *Core) WantCut() { c.wanted = true }
+// WantCut says that a person wants a cut now, with a number above after.
+func (c *Core) WantCut(after uint64) { c.wanted, c.asked = max(c.wanted, after+1), true }
 
-// CutTaken answers Cut: the step was made under a number that is durable. voids are the pages that were
-// staged for an epoch that was given up, and were written since.
+// CutTaken answers Cut: the step was made under a number that is durable.
 func (c *Core) CutTaken(number uint64, now time.Time) {
 	c.cur = &epoch{number: number, base: c.base(), old: c.old, began: now}
-	c.lastSent, c.lastCut, c.wanted = number, now, false
+	c.lastSent, c.lastCut, c.spoilt = number, now, false
+	c.asked = c.asked && number < c.wanted
 }
 
 // base is the cut on which a new epoch stands: the last one, also while its Commit is not answered.
@@ -51,19 +51,20 @@ func (c *Core) Rebased(m *wire.Rebase) {
 	c.cur.rebased, c.old, c.theirs = true, 0, m.New
 }
 
-// CommitSent answers SendCommit: all of the epoch is staged. It returns the Commit to send.
+// CommitSent answers SendCommit: all of the epoch is staged. It returns the Commit to send. Sent again, it
+// says the same as before.
 func (c *Core) CommitSent(pages uint64, holes []wire.Extent, holePages uint64, unproven bool) *wire.Commit {
 	e := c.cur
 	if e == nil || c.sent != nil { // the same once more
 		e = c.sent
 		e.resend = false
 	} else {
-		e.records, e.chain = c.records.chain.Records(), c.records.chain.Sum()
-		e.pages, e.holes = pages, holePages
+		e.records, e.chain, e.seq = c.records.chain.Records(), c.records.chain.Sum(), c.records.last()
+		e.pages, e.holes, e.holePages = pages, holes, holePages
 		c.sent, c.cur, c.theirs = e, nil, 0
 		c.records.restart()
 	}
-	m := &wire.Commit{Epoch: e.number, Base: e.base, Records: e.records, Pages: e.pages, Chain: e.chain, Holes: holes}
+	m := &wire.Commit{Epoch: e.number, Base: e.base, Records: e.records, Pages: e.pages, Chain: e.chain, Holes: e.holes}
 	if unproven {
 		m.Flags |= wire.CommitUnproven
 	}
@@ -78,13 +79,13 @@ func (c *Core) Committed(m *wire.Committed) (holes uint64, ok bool) {
 		return 0, false
 	}
 	c.commit(e)
-	return e.holes, true
+	return e.holePages, true
 }
 
 func (c *Core) commit(e *epoch) {
 	c.committed, c.bulkBase, c.inconsistent = e.number, false, false
 	c.sent, c.failures, c.holding, c.missing = nil, 0, false, 0
-	c.notBefore, c.reason = time.Time{}, ""
+	c.notBefore, c.reason, c.due = time.Time{}, "", false
 }
 
 // noRoom counts a give-up for room and says when the next cut may be tried.
@@ -100,25 +101,39 @@ func (c *Core) noRoom(now time.Time) {
 	c.notBefore = now.Add(pause)
 }
 
-// GaveUp answers GiveUp: no batch of the epoch is in anybody's hands, and none will be sent. It returns the
-// extents that were sent and are not known to be staged; with those in hands they go back to todo. room
-// tells that room was the reason.
-func (c *Core) GaveUp(room bool, now time.Time) []wire.Extent {
+// GaveUp answers GiveUp: no batch of the epoch is in anybody's hands, and none will be sent. notStaged are
+// the extents that were sent and are not known to be staged; with those in hands they go back to todo.
+// uncommit: it was the epoch whose Commit the mirror refused, and the one after it with it. room tells that
+// room was the reason.
+func (c *Core) GaveUp(room bool, now time.Time) (notStaged []wire.Extent, uncommit bool) {
 	e := c.cur
 	c.cur, c.spoilt = nil, false
 	switch {
+	case c.sent != nil && c.sent.refused:
+		c.uncommit()
+		room, uncommit = true, true
 	case e.rebased && !c.voidIt:
 		c.old = e.number
 	case !e.rebased:
 		c.old = e.old
 	}
-	if room {
-		c.noRoom(now)
-		if c.inconsistent && c.phase == Shipping {
-			c.phase, c.bulk = Bulk, bulk{}
-		}
+	if !room {
+		c.asked = c.asked || c.wants()
+		return c.records.orphan(), uncommit
 	}
-	return c.records.orphan()
+	c.noRoom(now)
+	if c.inconsistent && c.sent == nil && c.phase == Shipping {
+		c.phase, c.bulk = Bulk, bulk{}
+	}
+	return c.records.orphan(), uncommit
+}
+
+// uncommit makes an epoch whose Commit was refused one that is staged and owned by nobody. Of the one after
+// it the mirror has nothing; what was sent of it is still to be answered.
+func (c *Core) uncommit() {
+	e := c.sent
+	c.sent, c.old, c.theirs = nil, e.number, e.number
+	c.records.back(e)
 }
 
 // Spoil says that the epoch under way cannot be completed: content of its cut is gone.
@@ -176,7 +191,6 @@ func (c *Core) Flushed(number, fresh uint64) bool {
 	}
 	c.phase = Shipping
 	c.lastCut = time.Time{} // the cut that ends it need not wait
-	c.wanted = true
 	return true
 }
 

@@ -1,6 +1,7 @@
 package ship
 
 import (
+	"slices"
 	"sort"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -60,6 +61,23 @@ func (r *records) rebase(m *wire.Rebase) {
 	r.list = append(r.list, entry{Record: Record{Seq: m.Seq}, answered: true, link: r.chain.Sum(), number: r.chain.Records()})
 }
 
+// last is the Seq of the last record that is staged, where nothing is unanswered.
+func (r *records) last() uint64 {
+	if n := len(r.list); n > 0 {
+		return r.list[n-1].Seq
+	}
+	return r.synced.Seq
+}
+
+// back goes back to the end of an epoch whose Commit was refused: everything behind it is refused as well,
+// once it is answered. The list of the epoch itself is gone, so all of it counts as durable: a mirror that
+// lost some of it has to begin anew.
+func (r *records) back(e *epoch) {
+	r.list = slices.DeleteFunc(r.list, func(x entry) bool { return x.answered })
+	r.chain, r.epoch = wire.ChainAt(e.chain, e.records), e.number
+	r.synced = wire.Synced{Epoch: e.number, Seq: e.seq, Records: e.records, Chain: e.chain}
+}
+
 // restart forgets everything: a new staging begins. There is nothing unanswered.
 func (r *records) restart() {
 	*r = records{seq: r.seq}
@@ -97,11 +115,12 @@ func (r *records) find(seq uint64) *entry {
 type Verdict uint8
 
 const (
-	Taken    Verdict = iota // confirmed
-	Reship                  // it has to be sent again, from the kept copy
-	Final                   // it was sent again often enough: a mismatch
-	NoRoomAt                // refused for want of room
-	Unknown                 // no such record, or out of order: the peer breaks the protocol
+	Taken        Verdict = iota // confirmed
+	Reship                      // it has to be sent again, from the kept copy
+	Final                       // it was sent again often enough: a mismatch
+	NoRoomAt                    // refused for want of room
+	NoRoomForAll                // the same, of a Commit
+	Unknown                     // no such record, or out of order: the peer breaks the protocol
 )
 
 // Acked takes one entry of an Ack in.
@@ -130,8 +149,13 @@ func (c *Core) Acked(a wire.AckEntry) (Record, Verdict) {
 	return rec, verdict
 }
 
-// Naked takes one entry of a Nak in: the record is in no staging and no chain.
+// Naked takes one entry of a Nak in: the record is in no staging and no chain. One of Seq 0 is about the
+// Commit, and what stands on it is refused as well.
 func (c *Core) Naked(n wire.NakEntry) (Record, Verdict) {
+	if n.Seq == 0 && n.Cause == wire.NakRoom && c.sent != nil && !c.sent.refused {
+		c.sent.refused = true
+		return Record{}, NoRoomForAll
+	}
 	r := &c.records
 	e := r.find(n.Seq)
 	if e == nil || n.Offset != e.Offset {

@@ -1,0 +1,256 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/replica"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// session runs a connection of a primary, behind the Hellos, until it has ended and nothing of it is left.
+func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello, peer string) error {
+	attach, err := readAttach(ctx, conn, m.name)
+	if err != nil {
+		refuse(conn, err)
+		return err
+	}
+	conn.Established() // opening the device may take longer than a handshake
+	if done, err := m.introduce(conn, attach); done {
+		return err
+	}
+	s := m.newSession(ctx, conn, hello, attach, peer)
+	defer s.cancel(nil)
+	err = m.enter(s)
+	if err == nil {
+		err = s.attach(attach, hello)
+	}
+	if err != nil {
+		m.leave(s)
+		refuse(conn, err)
+		return err
+	}
+	m.log(fmt.Sprintf("%s: the primary %s is here", peer, hello.Name))
+	err = s.run(s.handle, s.work)
+	m.update(func(v *mirrorView) { v.setLast(err) })
+	m.log(fmt.Sprintf("%s: the primary %s is gone after %.1f s: shipped %d, wire %d bytes, %d blocks retried: %v", peer,
+		hello.Name, time.Since(s.start).Seconds(), s.prog.Shipped.Load(), s.prog.Wire.Load(), s.prog.RetriedBlocks.Load(), err))
+	return err
+}
+
+// readAttach waits for Attach, which follows the Hellos at once.
+func readAttach(ctx context.Context, conn *wire.Conn, volume string) (*wire.Attach, error) {
+	waiting, stop := context.WithTimeoutCause(ctx, wire.HandshakeTimeout, fmt.Errorf("%w: no Attach in %v", wire.ErrSilent, wire.HandshakeTimeout))
+	defer stop()
+	release := context.AfterFunc(waiting, func() { conn.Close(context.Cause(waiting)) })
+	defer release()
+	msg, err := conn.Next()
+	if err != nil {
+		return nil, err
+	}
+	a, ok := msg.(*wire.Attach)
+	if !ok {
+		return nil, unexpected(msg, "Attach")
+	}
+	if a.Volume != volume {
+		return nil, protocolError("Attach of volume %q behind a Hello for %q", a.Volume, volume)
+	}
+	return a, nil
+}
+
+func (m *mirror) newSession(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attach, peer string) *mirrorSession {
+	s := &mirrorSession{m: m, peer: peer, node: hello.Name, incarnation: a.Incarnation, connection: a.Connection, start: time.Now(),
+		geometry: geometry{size: a.Size, blockSize: int64(a.BlockSize)},
+		pool:     blockdev.NewPool(mirrorMemory), meter: wire.NewMeter(uint64(m.window)),
+		scratch: blockdev.NewPool((mirrorWriters + mirrorOffers) * chunkSize),
+		out:     newOutbox(),
+		ordered: make(chan *arrival, mirrorArrivals), checks: make(chan *arrival, mirrorArrivals),
+		direct: make(chan *run, mirrorArrivals), offers: make(chan *wire.Offer, maxOffers+1),
+	}
+	s.placed.init()
+	s.link = newLink(ctx, conn, &s.prog)
+	s.doneByPeer = true
+	return s
+}
+
+// enter admits one session at a time. A newer connection of the same process of the primary replaces an older
+// one; anybody else waits a little, since a connection that was lost may not be over here yet.
+func (m *mirror) enter(s *mirrorSession) error {
+	timeout := time.NewTimer(slotTimeout)
+	defer timeout.Stop()
+	for {
+		m.mu.Lock()
+		former := m.admitted
+		if former == nil {
+			m.admitted = s
+			m.mu.Unlock()
+			return nil
+		}
+		replaced := &Error{Kind: KindState, Op: "mirror", On: m.name, Err: wire.ErrReplaced, code: wire.CodeReplaced}
+		if former.incarnation == s.incarnation {
+			if former.connection >= s.connection {
+				m.mu.Unlock()
+				return replaced
+			}
+			former.cancel(replaced)
+		}
+		if m.free == nil {
+			m.free = make(chan struct{})
+		}
+		free := m.free
+		m.mu.Unlock()
+		select {
+		case <-free:
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		case <-timeout.C:
+			return &Error{Kind: KindState, Op: "mirror", On: m.name, code: wire.CodeBusy, Next: nextByCode[wire.CodeBusy],
+				Err: fmt.Errorf("the session with %s is not over yet", former.peer)}
+		}
+	}
+}
+
+func (m *mirror) leave(s *mirrorSession) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.admitted != s {
+		return
+	}
+	m.admitted = nil
+	if m.free != nil {
+		close(m.free)
+		m.free = nil
+	}
+}
+
+// attach has the owner take the primary up, and leaves its answer in the outbox.
+func (s *mirrorSession) attach(a *wire.Attach, hello *wire.Hello) error {
+	var err error
+	if !s.m.call(func() { err = s.m.attach(s, a, hello) }) {
+		return errMirrorStopped(s.m.name)
+	}
+	return err
+}
+
+// attach is the owner's part of it.
+func (m *mirror) attach(s *mirrorSession, a *wire.Attach, hello *wire.Hello) error {
+	if m.stopping {
+		return errMirrorStopped(m.name)
+	}
+	if m.store == nil || m.broken != nil {
+		m.mu.Lock()
+		failed := m.view.err
+		m.mu.Unlock()
+		if failed != nil || m.broken != nil {
+			return &Error{Kind: KindDevice, Op: "mirror", On: m.name, code: wire.CodeDevice, Err: fmt.Errorf("it has failed: %w", errors.Join(asError(failed), m.broken)),
+				Next: "see the mirror's status"}
+		}
+	}
+	core := m.core
+	if m.store == nil {
+		core = replica.New(journal.VolumeFacts{}, nil)
+	}
+	if no := core.Admit(a); no != nil {
+		return &Error{Kind: KindState, Op: "mirror", On: m.name, Err: no, Next: no.Next, code: no.Code}
+	}
+	if err := m.refuseSame(a); err != nil {
+		return err
+	}
+	if m.store == nil {
+		store, err := m.createStore(a)
+		if err != nil {
+			return err
+		}
+		facts := journal.VolumeFacts{Size: a.Size, BlockSize: a.BlockSize, Role: journal.RoleMirror}
+		if err := store.begin(&facts); err != nil {
+			store.close()
+			return err
+		}
+		m.adoptStore(store, openedState{facts: facts})
+	}
+	if own := m.store.dev.Info().Size; own < a.Size {
+		return &Error{Kind: KindState, Op: "mirror", On: m.config.Path, code: wire.CodeSmaller,
+			Err: fmt.Errorf("it has %d bytes, the volume has %d", own, a.Size), Next: nextByCode[wire.CodeSmaller]}
+	}
+	return m.begin(s, a, hello)
+}
+
+func asError(e *Error) error {
+	if e == nil {
+		return nil
+	}
+	return e
+}
+
+// begin makes s the session.
+func (m *mirror) begin(s *mirrorSession, a *wire.Attach, hello *wire.Hello) error {
+	fresh, err := m.store.fresh(a.Size)
+	if err != nil {
+		return deviceError("map mirror", m.config.Path, err)
+	}
+	if m.store.geometry != s.geometry { // another volume replaces the one that was here
+		if m.store.busy > 0 {
+			return &Error{Kind: KindState, Op: "mirror", On: m.name, Err: errors.New("it is still being compared"),
+				code: wire.CodeBusy, Next: "try again later"}
+		}
+		m.store.geometry, m.store.index.geometry, m.store.appliers = s.geometry, s.geometry, nil
+	}
+	m.current, s.store = s, m.store
+	m.measure()
+	m.step(&replica.Attach{Message: a, Node: hello.Node, Fresh: fresh}, nil)
+	if m.broken != nil {
+		m.current = nil
+		return m.broken
+	}
+	m.publish()
+	m.update(func(v *mirrorView) {
+		v.session, v.node, v.address = s, s.node, s.peer
+		v.sessions++
+	})
+	return nil
+}
+
+// refuseSame refuses a device that consists of the same bytes as the primary's.
+func (m *mirror) refuseSame(a *wire.Attach) error {
+	if m.identities == nil {
+		return nil
+	}
+	p := targetParams{path: m.config.Path}
+	return p.refuseSame(&wire.Open{Devices: a.Devices})
+}
+
+// lost is called when nothing of s is under way any more.
+func (m *mirror) lost(s *mirrorSession) {
+	if m.current != s {
+		return
+	}
+	s.waiting = nil
+	m.step(&replica.Lost{}, nil)
+	m.current = nil
+	m.publish()
+	m.update(func(v *mirrorView) {
+		v.session = nil
+		v.shipped += s.prog.Shipped.Load()
+		v.wire += s.prog.Wire.Load()
+	})
+}
+
+// fill tells how the session goes.
+func (s *mirrorSession) fill(p *MirrorStatus, f *journal.VolumeFacts) {
+	p.State = "connected"
+	switch {
+	case f.Mirror.Inconsistent && f.Mirror.InPlace:
+		p.State = "bulk"
+	case f.Mirror.Inconsistent:
+		p.State = "reconciling"
+	}
+	p.RTTMillis = float64(s.conn.RTT().Microseconds()) / 1000
+	p.ShippedBytes += s.prog.Shipped.Load()
+	p.WireBytes += s.prog.Wire.Load()
+	p.OfferedBytes += s.offered.Load()
+	p.RetriedBlocks += s.prog.RetriedBlocks.Load()
+}
