@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -161,12 +162,12 @@ func troubles(v engine.VolumeStatus, maxLag time.Duration) []string {
 	for _, m := range v.Mirrors {
 		switch {
 		case m.State != "connected" && m.State != "catching-up":
-			add("mirror %s is %s%s", m.Node, m.State, because(m.Reason))
+			add("mirror %s is %s%s", cmp.Or(m.Name, m.Node), m.State, because(m.Reason))
 		case m.LagSeconds > limit:
-			add("mirror %s lags by %s", m.Node, formatSeconds(m.LagSeconds))
+			add("mirror %s lags by %s", cmp.Or(m.Name, m.Node), formatSeconds(m.LagSeconds))
 		}
 		if m.Holes > 0 {
-			add("mirror %s has %d holes", m.Node, m.Holes)
+			add("mirror %s has %d holes", cmp.Or(m.Name, m.Node), m.Holes)
 		}
 	}
 	if v.Role == "mirror" {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -95,22 +96,22 @@ func printPeers(w io.Writer, what string, peers []engine.MirrorStatus, now time.
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "  %s\tSTATE\tLAG\tBYTES\tCOMMITTED\tNEEDS\tSTAGED\tSHIPPED\tON THE WIRE\tADDRESS\n", what)
 	for _, m := range peers {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", m.Node, m.State, formatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, m.Node), m.State, formatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
 			m.CommittedEpoch, formatBytes(m.NeedsBytes), formatBytes(m.StagedBytes), formatBytes(m.ShippedBytes), formatBytes(m.WireBytes), m.Address)
 	}
 	t.Flush()
 	for _, m := range peers {
 		if m.Reason != "" {
-			fmt.Fprintf(w, "  %s is %s: %s\n", m.Node, m.State, m.Reason)
+			fmt.Fprintf(w, "  %s is %s: %s\n", cmp.Or(m.Name, m.Node), m.State, m.Reason)
 		}
 		if m.RoomMissing > 0 {
-			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", m.Node, formatBytes(m.RoomMissing))
+			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", cmp.Or(m.Name, m.Node), formatBytes(m.RoomMissing))
 		}
 		if m.Holes > 0 {
-			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", m.Node, m.Holes)
+			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", cmp.Or(m.Name, m.Node), m.Holes)
 		}
 		if d := m.LastDisconnect; d != nil {
-			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", m.Node, ago(d.At, now), d.Class, d.Error)
+			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", cmp.Or(m.Name, m.Node), ago(d.At, now), d.Class, d.Error)
 			if m.State == "connecting" || m.State == "refused" {
 				printNext(w, d.Next())
 			}

@@ -55,7 +55,8 @@ type liveVolume interface {
 
 // MirrorStatus is one mirror as its primary sees it, or the primary as its mirror sees it.
 type MirrorStatus struct {
-	Node           string           `json:"node"` // its name
+	Name           string           `json:"name,omitempty"` // as configured: what `resume --overwrite-mirror` wants
+	Node           string           `json:"node"`           // what it calls itself
 	Address        string           `json:"address"`
 	State          string           `json:"state"`
 	Reason         string           `json:"reason,omitempty"` // why it is in that state, and what to do

@@ -205,8 +205,11 @@ func (s *shipper) disconnected(err error) {
 		return
 	}
 	var own *Error
-	if !errors.As(sessionError(err, s.config.Address), &own) {
-		own = &Error{Err: err}
+	if !errors.As(err, &own) {
+		if !errors.As(sessionError(err, s.config.Address), &own) {
+			own = &Error{On: s.config.Address, Err: err}
+		}
+		own.Op = "replicate to"
 	}
 	class := string(classOf(err))
 	s.mu.Lock()
@@ -323,7 +326,7 @@ func (s *shipper) status() MirrorStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.core.State()
-	m := MirrorStatus{Node: s.node, Address: s.config.Address, Reason: st.Reason, CommittedEpoch: st.Committed, AppliedEpoch: st.Applied,
+	m := MirrorStatus{Name: s.config.Name, Node: s.node, Address: s.config.Address, Reason: st.Reason, CommittedEpoch: st.Committed, AppliedEpoch: st.Applied,
 		LagSeconds: lag.Seconds(), NeedsBytes: s.bytes(counts.Needs), StagedBytes: s.bytes(counts.Staged), Holes: int64(counts.Holes),
 		LagBytes:     s.bytes(counts.Needs - counts.Doubt),
 		ShippedBytes: s.stats.shipped.Load(), OfferedBytes: s.stats.offered.Load(), WireBytes: s.stats.wire.Load(),

@@ -114,7 +114,7 @@ func (v *volume) measure() {
 		size = dev.Info().Size
 		dev.Close() // it was only read
 	case errors.Is(err, os.ErrNotExist):
-		state, text = "missing", "does not exist yet: the first sync into it creates it"
+		state, text = "missing", "does not exist yet: the first primary or sync that comes creates it"
 	case errors.Is(err, blockdev.ErrBusy):
 		text = err.Error()
 	default:

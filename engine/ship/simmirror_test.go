@@ -93,6 +93,9 @@ func (m *simMirror) restart() {
 // open makes a core of what is there.
 func (m *simMirror) open() {
 	m.session, m.held, m.heldMsg, m.applying, m.writes, m.compares, m.crashIn = nil, nil, nil, false, nil, nil, 0
+	if n := len(m.sealed); n > 0 && !slices.Contains(m.facts.Mirror.Epochs, m.sealed[n-1].Number) {
+		m.partial, m.sealed = m.sealed[n-1], m.sealed[:n-1] // a footer without a commit record is none
+	}
 	if p := m.partial; p != nil && (p.Base != m.facts.Mirror.Committed || p.Number <= m.facts.Mirror.Committed) {
 		m.partial = nil
 	}
@@ -126,7 +129,7 @@ func (m *simMirror) guard(do func()) {
 	do()
 }
 
-func (m *simMirror) held_() (n int64) {
+func (m *simMirror) staged() (n int64) {
 	for _, s := range m.sealed {
 		n += s.bytes
 	}
@@ -136,7 +139,7 @@ func (m *simMirror) held_() (n int64) {
 	return n
 }
 
-func (m *simMirror) measure() { m.step(&replica.Measured{Limit: m.limit, Held: m.held_()}, nil) }
+func (m *simMirror) measure() { m.step(&replica.Measured{Limit: m.limit, Held: m.staged()}, nil) }
 
 // step mirrors mirrorStore.step of the shell.
 func (m *simMirror) step(e replica.Event, d *dataMsg) {
