@@ -140,14 +140,13 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 		a.payload, a.whole = make([]byte, wire.MaxBlock), make([]byte, a.blockSize)
 	}
 	raw := a.raw[:last.Offset+last.Length-first.Offset]
-	good := make([]bool, len(job))
+	good, err := a.read(job, raw)
+	if err != nil {
+		return nil, err
+	}
 	for i := range job {
-		p := &job[i]
-		if good[i], err = a.read(p, raw[p.Offset-first.Offset:][:p.Length]); err != nil {
-			return nil, err
-		}
 		if !good[i] {
-			damaged = append(damaged, blockdev.Extent{Offset: p.Offset, Length: p.Length})
+			damaged = append(damaged, blockdev.Extent{Offset: job[i].Offset, Length: job[i].Length})
 		}
 	}
 	for i, j := range stretches(len(job), func(i, j int) bool { return good[i] == good[j] }) {
@@ -165,24 +164,43 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 	return damaged, nil
 }
 
-// read fills dst with a piece, and tells whether its record is what was committed.
-func (a *applier) read(p *journal.StagingPiece, dst []byte) (good bool, err error) {
-	r := &p.Record
-	payload := a.payload[:r.PayloadLength]
-	if err := a.st.ReadPayload(*r, p.At, payload); err != nil {
-		return false, err
+// read fills raw with the pieces of a job, and tells of each whether its record is what was committed. Whole
+// records, most of them, are hashed where they lie, two at a time.
+func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, err error) {
+	good = make([]bool, len(job))
+	hashes := make([]wire.Hash, len(job))
+	pair := pairHasher{hashes: hashes}
+	for i := range job {
+		p := &job[i]
+		r := &p.Record
+		dst := raw[p.Offset-job[0].Offset:][:p.Length]
+		whole := dst
+		if p.Length != r.Length {
+			whole = a.whole[:r.Length]
+		}
+		packed := wire.Codec(r.Codec) != wire.CodecRaw || int64(r.PayloadLength) != r.Length
+		payload := whole
+		if packed {
+			payload = a.payload[:r.PayloadLength]
+		}
+		if err := a.st.ReadPayload(*r, p.At, payload); err != nil {
+			return nil, err
+		}
+		good[i] = !packed || wire.Unpack(wire.Codec(r.Codec), whole, payload) == nil
+		switch {
+		case !good[i]:
+		case p.Length == r.Length:
+			pair.add(i, dst)
+		default: // its place is needed for the next one
+			hashes[i] = wire.Sum(whole)
+			copy(dst, whole[p.Offset-r.Offset:])
+		}
 	}
-	whole := dst
-	if p.Length != r.Length {
-		whole = a.whole[:r.Length]
+	pair.flush()
+	for i := range job {
+		good[i] = good[i] && hashes[i] == job[i].Record.Hash
 	}
-	if wire.Unpack(wire.Codec(r.Codec), whole, payload) != nil || wire.Sum(whole) != r.Hash {
-		return false, nil
-	}
-	if p.Length != r.Length {
-		copy(dst, whole[p.Offset-r.Offset:])
-	}
-	return true, nil
+	return good, nil
 }
 
 // write writes pieces that are good, and has the index know the blocks that passed by as a whole, and no

@@ -18,7 +18,7 @@ const pageSize = blockdev.PageSize
 // of them, and sends. Several of them keep the disk, the processor and the wire busy at once; in which
 // order batches go out does not matter, since no page is in two of them.
 func (s *shipper) routineRead(session *shipSession) {
-	packer := wire.NewPacker()
+	packer := newPacking(session)
 	for session.ctx.Err() == nil {
 		s.mu.Lock()
 		epoch, ok := s.core.MayShip()
@@ -44,7 +44,7 @@ func (s *shipper) routineRead(session *shipSession) {
 }
 
 // shipBatch reads and sends one batch. more: there may be more to do at once.
-func (s *shipper) shipBatch(session *shipSession, epoch uint64, packer *wire.Packer) (more bool, err error) {
+func (s *shipper) shipBatch(session *shipSession, epoch uint64, packer *packing) (more bool, err error) {
 	s.hands.RLock()
 	defer s.hands.RUnlock()
 	s.inHand.Add(1)
@@ -82,7 +82,7 @@ func (s *shipper) takeAgainLocked(ok bool) (items []item) {
 }
 
 // readBatch reads closed pages until a batch is full or nothing is left, and makes items of them.
-func (s *shipper) readBatch(ctx context.Context, packer *wire.Packer) (items []item, more bool, err error) {
+func (s *shipper) readBatch(ctx context.Context, packer *packing) (items []item, more bool, err error) {
 	buf := &shared{pool: s.pool}
 	buf.refs.Store(1)
 	defer buf.release()
@@ -103,7 +103,7 @@ func (s *shipper) readBatch(ctx context.Context, packer *wire.Packer) (items []i
 	for i := range items {
 		it := &items[i]
 		if !it.zero {
-			codec, packed := packer.Compress(nil, it.payload)
+			codec, packed := packer.pack(it.payload)
 			if codec != wire.CodecRaw {
 				// The compressed bytes fit into the place of the raw ones, which are not needed any more.
 				it.payload = it.payload[:copy(it.payload, packed)]
@@ -114,6 +114,43 @@ func (s *shipper) readBatch(ctx context.Context, packer *wire.Packer) (items []i
 		it.buf = buf
 	}
 	return items, more, err
+}
+
+// packing decides what is worth packing. Between two ends of one machine nothing is: there is no wire to
+// spare. Elsewhere content that does not shrink costs time in vain, and mostly comes in long runs: after
+// each that did not, twice as many are sent as they are before the next is tried.
+type packing struct {
+	packer *wire.Packer // nil: never
+	skip   int          // to be sent as they are
+	last   int          // how many were skipped before
+}
+
+// mostSkipped is how many records in a row are sent as they are without a try.
+const mostSkipped = 63
+
+func newPacking(session *shipSession) *packing {
+	if session.conn.Loopback() {
+		return &packing{}
+	}
+	return &packing{packer: wire.NewPacker()}
+}
+
+func (p *packing) pack(raw []byte) (wire.Codec, []byte) {
+	switch {
+	case p.packer == nil:
+		return wire.CodecRaw, raw
+	case p.skip > 0:
+		p.skip--
+		return wire.CodecRaw, raw
+	}
+	codec, packed := p.packer.Compress(nil, raw)
+	if codec == wire.CodecRaw {
+		p.last = min(2*p.last+1, mostSkipped)
+		p.skip = p.last
+	} else {
+		p.last = 0
+	}
+	return codec, packed
 }
 
 // Get and Put make a batch the place where what is read for it goes.

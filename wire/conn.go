@@ -115,6 +115,12 @@ func peerName(nc net.Conn) string {
 	return "the other half"
 }
 
+// Loopback tells whether both ends are on this machine.
+func (c *Conn) Loopback() bool {
+	a, ok := c.nc.RemoteAddr().(*net.TCPAddr)
+	return !ok || a.IP.IsLoopback()
+}
+
 // Established ends the deadline of the handshake, and measures the first round trip.
 func (c *Conn) Established() {
 	c.live.established.Store(true)
