@@ -101,6 +101,7 @@ func workload(fs journal.FS) (history, error) {
 // for a process that starts anew on the same kernel, and after a power cut, whatever share of the
 // unsynced bytes it keeps. Then the log must be good for more work, and for another power cut.
 func TestLogSurvivesEveryFault(t *testing.T) {
+	t.Parallel()
 	clean := journaltest.New()
 	if _, err := workload(clean); err != nil {
 		t.Fatal(err)

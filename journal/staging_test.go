@@ -33,6 +33,7 @@ func TestStagingAgainstModel(t *testing.T) {
 // Every operation fails in turn, with every kind of failure, and the power is cut behind it. What a Sync, a
 // Rebase or a Seal has promised is there, or what was tried since as a whole, and nothing else.
 func TestStagingSurvivesEveryFault(t *testing.T) {
+	t.Parallel()
 	const steps = 24
 	for seed := range uint64(3) {
 		clean := newStagingWork(stagingFS(), seed)
@@ -125,6 +126,7 @@ func tornStaging(t *testing.T, seed uint64) (*journaltest.MemFS, *stagingWork) {
 
 // The operations of recovery itself fail too.
 func TestStagingRecoverySurvivesEveryFault(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(4) {
 		for i := 0; ; i++ {
 			mem, w := tornStaging(t, seed)

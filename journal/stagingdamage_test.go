@@ -35,6 +35,7 @@ func flipped(t *testing.T) (image []byte, states []string, w *stagingWork) {
 // behind had never been promised, which only the very last point can; a payload is compared with its record's
 // hash, and not here.
 func TestStagingDamage(t *testing.T) {
+	t.Parallel()
 	image, states, w := flipped(t)
 	last := states[len(states)-1]
 	path := filepath.Join(testDir, fmt.Sprintf("%010d.staging", w.m.epoch))

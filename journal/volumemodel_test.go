@@ -178,6 +178,7 @@ func volumeWorkload(fs journal.FS) (*volumeHistory, error) {
 // for a process that starts anew on the same kernel, and after a power cut, whatever share of the
 // unsynced bytes it keeps. Then the journal must be good for more work, and for another power cut.
 func TestVolumeSurvivesEveryFault(t *testing.T) {
+	t.Parallel()
 	clean := journaltest.New()
 	if _, err := volumeWorkload(clean); err != nil {
 		t.Fatal(err)
@@ -220,6 +221,7 @@ func TestVolumeSurvivesEveryFault(t *testing.T) {
 
 // A power cut without a fault before it, at every operation.
 func TestVolumeSurvivesEveryCrash(t *testing.T) {
+	t.Parallel()
 	clean := journaltest.New()
 	if _, err := volumeWorkload(clean); err != nil {
 		t.Fatal(err)

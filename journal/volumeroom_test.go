@@ -327,6 +327,7 @@ func damagedVolume(t *testing.T) (*journaltest.MemFS, *journal.VolumeState) {
 
 // Whatever byte changes: it is told, or what is found is the same.
 func TestVolumeDamage(t *testing.T) {
+	t.Parallel()
 	fs, want := damagedVolume(t)
 	check := func(what string, harm func(fs *journaltest.MemFS)) (damaged bool) {
 		bad := fs.Crash(0)
