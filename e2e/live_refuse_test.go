@@ -146,7 +146,7 @@ func TestLiveMirrorSize(t *testing.T) {
 // holding, and goes on when there is room.
 func TestLiveMirrorStateFull(t *testing.T) {
 	needRoot(t)
-	const size = 192 * mib
+	const size = 96 * mib
 	p := newLivePair(t, checked, size)
 	at, _ := smallDisk(t, p.dir, "600M")
 	p.mirror = newNode(t, checked, filepath.Join(at, "m"), "--volume", "v="+p.dst)
@@ -163,8 +163,8 @@ func TestLiveMirrorStateFull(t *testing.T) {
 	filler := filepath.Join(at, "filler")
 	p.link.to("")                                                    // so that the next epoch is large
 	exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=64k").Run() // ends with: no space left
-	tool(t, "truncate", "-s", "-24M", filler)
-	s.written(600)
+	tool(t, "truncate", "-s", "-12M", filler)
+	s.written(400)
 	p.link.to(p.mirror.addr)
 	until(t, "the mirror to hold", func() bool { return p.primary.peer().State == "holding" })
 	s.written(100)
@@ -184,7 +184,7 @@ func TestLiveMirrorStateFull(t *testing.T) {
 // there is room.
 func TestLivePrimaryStateFull(t *testing.T) {
 	needRoot(t)
-	const size = 1024 * mib // 256 regions to mark
+	const size = 256 * mib
 	p := newLivePair(t, checked, size)
 	at, _ := smallDisk(t, p.dir, "600M")
 	p.primary = newNode(t, checked, filepath.Join(at, "p"), "--volume", "v="+p.src, "--export", "v=unix:"+p.sock,
@@ -199,7 +199,7 @@ func TestLivePrimaryStateFull(t *testing.T) {
 	exec.Command("dd", "if=/dev/zero", "of="+filler+"2", "bs=512").Run()
 	s.w.Start()
 	t.Cleanup(func() { s.w.Stop() })
-	until(t, "writes, done or refused", func() bool { return s.w.Errors.Load() > 20 || s.h.Writes() > 4000 || s.w.Err() != nil })
+	until(t, "writes, done or refused", func() bool { return s.w.Errors.Load() > 20 || s.h.Writes() > 1500 || s.w.Err() != nil })
 	s.healthy()
 	refused := s.w.Errors.Load()
 	p.mirror.kill()

@@ -157,6 +157,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeLarger:    "say --grow-ok if that is meant",
 	wire.CodeSame:      "choose another target",
 	wire.CodeAuth:      "have the other side trust this node's key",
+	wire.CodeState:     "see `blkmirror status` on the other side",
 	wire.CodeHistory:   "see the mirror's log; `blkmirror rebuild VOLUME` takes the volume's identity over from it, `blkmirror resume VOLUME --overwrite-mirror NAME` replaces what it holds",
 	wire.CodeOlder:     "find out which of the two primaries is the right one; this one has an older history",
 	wire.CodeReplaced:  "nothing: a newer connection of the same session took over",

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,7 @@ type shipper struct {
 	tries    map[int64]int
 	blank    int64         // at and behind it the mirror's device reads as zero, where nothing was sent yet; -1: not known
 	changed  chan struct{} // closed and made anew whenever the state changes
+	barred   string        // why the mirror did not let us in, where a person has to do something
 	stopped  string        // why no connection is made: a person has to do something
 	replace  bool          // a person said that the mirror's history does not count
 	last     *DisconnectCause
@@ -213,6 +215,10 @@ func (s *shipper) disconnected(err error) {
 	}
 	class := string(classOf(err))
 	s.mu.Lock()
+	s.barred = ""
+	if remote, ok := errors.AsType[*wire.RemoteError](err); ok && own.Kind == KindState && remote.Code != wire.CodeBusy && remote.Code != wire.CodeReplaced {
+		s.barred = own.Error() + "; " + own.Next
+	}
 	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
 	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: time.Now().UTC().Format(time.RFC3339)}
 	if own.Kind == KindIntegrity {
@@ -337,8 +343,8 @@ func (s *shipper) status() MirrorStatus {
 		m.WireBytes += s.session.conn.Sent() + s.session.conn.Received()
 	}
 	m.State = s.state(st, lag)
-	if s.stopped != "" {
-		m.Reason = s.stopped
+	if s.session == nil {
+		m.Reason = cmp.Or(s.stopped, s.barred, m.Reason)
 	}
 	return m
 }
@@ -353,6 +359,8 @@ func (s *shipper) state(st ship.State, lag time.Duration) string {
 		return "read-only"
 	case st.Paused:
 		return "paused"
+	case s.session == nil && s.barred != "":
+		return "refused"
 	case s.session == nil:
 		return "connecting"
 	case st.Phase == ship.Refused:
