@@ -199,6 +199,9 @@ func (s *shipper) apply(v *ship.Attachment) {
 	if v.Committed || v.Flushed {
 		t.Committed(s.sets)
 	}
+	for _, r := range runsOf(v.Unsure) {
+		t.Dirty(s.sets, r.First, r.Count)
+	}
 	if v.Uncommit {
 		t.Uncommit(s.sets)
 	}

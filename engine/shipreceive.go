@@ -118,7 +118,6 @@ func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got wire.Has
 // it from now on, so it is given up, and its pages are to be sent anew when a person says so. s.mu is held.
 func (s *shipper) mismatchLocked(rec ship.Record, it item, got wire.Hash) error {
 	it.buf.release()
-	s.refused = append(s.refused, wire.Extent{Offset: rec.Offset, Length: rec.Length})
 	s.core.Spoil()
 	s.dirtyLocked(rec)
 	return mismatchError(rec.Offset, rec.Length, rec.Hash, got)

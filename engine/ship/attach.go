@@ -14,8 +14,9 @@ type Attachment struct {
 
 	Committed bool // the epoch whose Commit was not answered is committed after all: number Core.State().Committed
 	Holes     uint64
-	Flushed   bool // so is the bulk flush
-	Uncommit  bool // it is not, and cannot be: its pages are staged, those of the epoch after it wait
+	Flushed   bool          // so is the bulk flush …
+	Unsure    []wire.Extent // … but these may have been refused before it: they are needed
+	Uncommit  bool          // it is not, and cannot be: its pages are staged, those of the epoch after it wait
 
 	AllDirty bool   // every page is needed
 	AllDoubt string // every page is in doubt: why
@@ -85,7 +86,7 @@ func (c *Core) settle(a *wire.Attached, isBulk bool, v *Attachment) {
 		v.Committed, v.Holes = true, c.sent.holePages
 		c.commit(c.sent)
 	case c.bulk.flushing != 0 && a.LastCut == c.bulk.flushing && isBulk:
-		v.Flushed = true
+		v.Flushed, v.Unsure = true, c.records.orphan()
 		c.flushed(a.LastCut)
 	case a.LastCut == c.committed && isBulk == (c.bulkBase && a.LastCut != 0):
 	case !c.attached && c.known && a.LastCut >= c.committed && a.LastCut <= c.lastSent:

@@ -100,13 +100,8 @@ func (r *records) find(seq uint64) *entry {
 	if i == len(r.list) || r.list[i].Seq != seq || r.list[i].answered {
 		return nil
 	}
-	if !r.bulk {
-		for j := i - 1; j >= 0 && r.list[j].Seq > r.synced.Seq; j-- {
-			if !r.list[j].answered {
-				return nil
-			}
-			break // in order: the one before being answered, all are
-		}
+	if !r.bulk && i > 0 && !r.list[i-1].answered {
+		return nil
 	}
 	return &r.list[i]
 }

@@ -193,7 +193,7 @@ func (m *simMirror) perform(a replica.Action, d *dataMsg) {
 		for i := range uint64(n / pageSize) {
 			m.partial.pages[uint64(off/pageSize)+i] = d.at(i)
 		}
-		m.partial.bytes += n/8 + 128
+		m.partial.bytes += d.size()
 	case replica.SyncStaging:
 		m.point(a.Point)
 	case replica.SealStaging:
@@ -372,11 +372,11 @@ func (m *simMirror) compare() {
 
 // doubt: something happened to a range of the device, and the mirror found out.
 func (m *simMirror) doubt(first, count uint64) {
+	m.step(&replica.Doubted{Extents: []blockdev.Extent{{Offset: int64(first) * pageSize, Length: int64(count) * pageSize}}}, nil)
 	for p := first; p < first+count; p++ {
 		m.dev[p] = m.w.version() // nothing that the primary ever had
 		delete(m.unsaved, p)
 	}
-	m.step(&replica.Doubted{Extents: []blockdev.Extent{{Offset: int64(first) * pageSize, Length: int64(count) * pageSize}}}, nil)
 }
 
 // shows is the content that it would have after a recovery: the device, and what is committed above it.
@@ -398,6 +398,13 @@ func (d *dataMsg) where() (off, n int64) {
 		return d.data.Offset, int64(d.data.RawLength)
 	}
 	return d.zero.Offset, d.zero.Length
+}
+
+func (d *dataMsg) size() int64 {
+	if d.data != nil {
+		return int64(d.data.PayloadLength) + 128
+	}
+	return 128
 }
 
 func (d *dataMsg) at(i uint64) uint64 {

@@ -54,17 +54,24 @@ func (d *simDevice) Zero(off, n int64, _ bool) error {
 	return nil
 }
 
-func (d *simDevice) Flush() error               { clear(d.unsaved); return nil }
-func (d *simDevice) Discard(int64, int64) error { return nil }
-func (d *simDevice) NextData(off int64) (blockdev.Extent, error) {
-	return blockdev.Extent{Offset: off, Length: simPages*pageSize - off}, nil
-}
-func (d *simDevice) Info() blockdev.Info {
-	return blockdev.Info{Size: simPages * pageSize, CheapZero: true}
-}
+func (d *simDevice) Flush() error                                 { clear(d.unsaved); return nil }
+func (d *simDevice) Discard(int64, int64) error                   { return nil }
 func (d *simDevice) Close() error                                 { return nil }
 func (d *simDevice) Get(_ context.Context, n int) ([]byte, error) { return make([]byte, n), nil }
 func (d *simDevice) Put([]byte)                                   {}
+
+func (d *simDevice) Info() blockdev.Info { return simInfo }
+
+var simInfo = blockdev.Info{Size: simPages * pageSize, CheapZero: true, KnowsHoles: true}
+
+func (d *simDevice) NextData(off int64) (blockdev.Extent, error) {
+	for p := off / pageSize; p < simPages; p++ {
+		if d.pages[p] != 0 || d.bad[uint64(p)] {
+			return blockdev.Extent{Offset: p * pageSize, Length: pageSize}, nil
+		}
+	}
+	return blockdev.Extent{Offset: simPages * pageSize}, nil
+}
 
 // simFacts is what the engine's facts hold of a volume with one mirror.
 type simFacts struct {
@@ -93,6 +100,12 @@ type simItem struct {
 	tries       int
 }
 
+// hand is a batch that a reader holds.
+type hand struct {
+	epoch uint64
+	items []simItem
+}
+
 // simPrimary is ship.Core with a real tracker and write path, and a thin copy of what the shell around it does
 // (engine/ship*.go), one step at a time.
 type simPrimary struct {
@@ -100,13 +113,14 @@ type simPrimary struct {
 	core    *ship.Core
 	tracker *track.Tracker
 	sets    *track.Sets
+	index   *track.Sets // of another consumer, which has cuts of its own
 	path    *track.Path
 	dev     *simDevice
 	journal *simJournal
 	later   map[uint64]bool // marks since the T of the checkpoint under way; nil: there is none
 	listed  []uint64
 
-	now, here   bool // now: the facts as they are, in journal.appended; here: attached in this process
+	here        bool // the mirror attached in this process
 	incarnation uint64
 	connection  uint64
 	paused      bool
@@ -115,7 +129,7 @@ type simPrimary struct {
 
 	session  *simConn
 	full     bool
-	hands    [][]simItem // batches between reading and sending
+	hands    []hand // batches between reading and sending
 	kept     map[uint64]simItem
 	again    []simItem
 	refused  []wire.Extent
@@ -131,6 +145,7 @@ func newSimPrimary(w *world, dev *simDevice, j *simJournal) *simPrimary {
 	j.appended = j.facts
 	p.tracker = track.NewTracker(simPages, p, w.now)
 	p.sets = p.tracker.AddConsumer("m", track.NewCapture(track.CaptureConfig{Pages: simPages, BlockPages: blockPages, Memory: 40 * pageSize}))
+	p.index = p.tracker.AddConsumer("index", nil)
 	var err error
 	if p.path, err = track.NewPath(track.Config{Device: dev, Size: simPages * pageSize, BlockSize: blockPages * pageSize, Tracker: p.tracker,
 		Observer: track.Observer{GaveUp: func(*track.Sets, error) { p.full = true }}}); err != nil {
@@ -265,6 +280,9 @@ func (p *simPrimary) apply(v *ship.Attachment) {
 	if v.Committed || v.Flushed {
 		t.Committed(p.sets)
 	}
+	for _, r := range runs(v.Unsure) {
+		t.Dirty(p.sets, r.First, r.Count)
+	}
 	if v.Uncommit {
 		t.Uncommit(p.sets)
 	}
@@ -308,11 +326,17 @@ func (p *simPrimary) forgetKept() {
 }
 
 func (p *simPrimary) lost() {
-	for _, batch := range p.hands { // readers end with the session, and what they hold is kept
-		p.again = append(p.again, batch...)
-	}
-	p.hands, p.session = nil, nil
+	p.letGo() // readers end with the session, and what they hold is kept
+	p.session = nil
 	p.core.Lost(p.w.now())
+}
+
+// letGo has readers give up what they hold.
+func (p *simPrimary) letGo() {
+	for _, h := range p.hands {
+		p.again = append(p.again, h.items...)
+	}
+	p.hands = nil
 }
 
 // next is shipper.next.
@@ -333,7 +357,7 @@ func (p *simPrimary) drive() bool {
 	if a.Kind == ship.Wait {
 		return false
 	}
-	p.w.log("do %s %+v", kinds[a.Kind], a)
+	p.w.log("%s base %d old %d new %d again %t %s", kinds[a.Kind], a.Base, a.Old, a.New, a.Again, a.Reason)
 	switch a.Kind {
 	case ship.Cut:
 		n := p.number()
@@ -419,10 +443,7 @@ func (p *simPrimary) commit(a ship.Action) {
 }
 
 func (p *simPrimary) giveUp() {
-	for _, batch := range p.hands {
-		p.again = append(p.again, batch...)
-	}
-	p.hands = nil
+	p.letGo()
 	unanswered, uncommit := p.core.GaveUp(p.full, p.w.now())
 	extents := append(unanswered, p.refused...)
 	for _, it := range p.again {
@@ -460,11 +481,12 @@ func (p *simPrimary) send(m any) {
 
 // read takes a batch, as routineRead does.
 func (p *simPrimary) read() {
-	if _, ok := p.core.MayShip(); !ok || p.session == nil {
+	epoch, ok := p.core.MayShip()
+	if !ok || p.session == nil {
 		return
 	}
 	if n := min(len(p.again), 3); n > 0 {
-		p.hands = append(p.hands, slices.Clone(p.again[:n]))
+		p.hands = append(p.hands, hand{epoch, slices.Clone(p.again[:n])})
 		p.again = p.again[n:]
 		return
 	}
@@ -491,22 +513,14 @@ func (p *simPrimary) read() {
 		}
 	}
 	if len(items) > 0 {
-		p.hands = append(p.hands, items)
+		p.hands = append(p.hands, hand{epoch, items})
 	}
 }
 
 // ship sends a batch.
 func (p *simPrimary) ship(i int) {
-	batch := p.hands[i]
+	epoch, batch := p.hands[i].epoch, p.hands[i].items
 	p.hands = slices.Delete(p.hands, i, i+1)
-	epoch, ok := p.core.MayShip()
-	if !ok && !p.paused {
-		p.w.t.Fatalf("%sa batch is in hand, and nothing may be shipped", p.w.story())
-	}
-	if !ok { // a reader that began before a pause
-		p.again = append(p.again, batch...)
-		return
-	}
 	for _, it := range batch {
 		d := &dataMsg{content: it.content, damaged: it.content != nil && !p.w.quiet && p.w.rng.IntN(60) == 0}
 		seq := p.core.NextSeq()
@@ -516,7 +530,7 @@ func (p *simPrimary) ship(i int) {
 			d.zero = &wire.Zero{Seq: seq, Epoch: epoch, Offset: it.off, Length: it.length}
 		} else {
 			rec.Hash = hashOf(it.content)
-			d.data = &wire.Data{Seq: seq, Epoch: epoch, Offset: it.off, RawLength: uint32(it.length), Hash: rec.Hash, PayloadLength: int(it.length / 8)}
+			d.data = &wire.Data{Seq: seq, Epoch: epoch, Offset: it.off, RawLength: uint32(it.length), Hash: rec.Hash, PayloadLength: len(it.content) * payload}
 		}
 		p.core.Sent(rec, epoch == 0)
 		p.kept[seq] = it
@@ -624,7 +638,6 @@ func (p *simPrimary) settle(rec ship.Record, v ship.Verdict) {
 	p.tries[rec.Offset]++
 	if v == ship.Final || p.tries[rec.Offset] > ship.MaxTries {
 		p.w.log("mismatch at %d", rec.Offset/pageSize)
-		p.refused = append(p.refused, wire.Extent{Offset: rec.Offset, Length: rec.Length})
 		p.core.Spoil()
 		p.dirty(rec)
 		p.stopped = true
