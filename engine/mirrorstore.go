@@ -311,10 +311,21 @@ func (s *mirrorStore) flush() error {
 	return s.index.sync()
 }
 
+// ample tells whether the image's file system has so much room that no epoch needs to be allocated ahead,
+// which costs a transaction of the file system for each run of pages. Should somebody else fill it up in
+// between, the epoch waits, committed, until there is room.
+func (s *mirrorStore) ample() bool {
+	free, err := freeBytes(s.m.config.Path)
+	return err == nil && free >= roomAmple && free/2 >= int64(s.partial.PageCount())*pageSize
+}
+
+// roomAmple is what a file system must have left for its room not to be asked for.
+const roomAmple = 4 << 30
+
 // reserve sees to it that the device has room for what is staged. An image file may have holes there.
 func (s *mirrorStore) reserve() (enough bool, err error) {
 	dev, ok := s.dev.(interface{ Allocate(off, n int64) error })
-	if !ok || s.dev.Info().Block {
+	if !ok || s.dev.Info().Block || s.ample() {
 		return true, nil
 	}
 	var next blockdev.Extent

@@ -158,7 +158,7 @@ type reader struct {
 var errChanged = errors.New("no hole any more")
 
 func (r *reader) read(ctx context.Context) ([]Piece, error) {
-	if r.claimHole() {
+	if r.claim.Count >= holeWorth && r.claimHole() {
 		out, err := r.readHole()
 		if !errors.Is(err, errChanged) {
 			return out, err
@@ -227,8 +227,8 @@ func (r *reader) readHole() ([]Piece, error) {
 	return []Piece{{Run: run, Length: n, Zero: true}}, nil
 }
 
-// readData reads the first run that is left of the claim into buf. Where that fails it reads the first half, and so on, until there is something or one page is a hole. The
-// rest stays in todo.
+// readData reads the first run that is left of the claim into buf. Where that fails it reads the first half,
+// and so on, until there is something or one page is a hole. The rest stays in todo.
 func (r *reader) readData(buf []byte) ([]Piece, error) {
 	p, c := r.p, r.claim
 	c.Count = min(c.Count, claimPages)
