@@ -15,7 +15,8 @@ func (a *app) inspectCommand() *cli.Command {
 		Usage:     "print what a journal file or folder holds",
 		ArgsUsage: "PATH",
 		Description: `
-Reads only. PATH is a segment of a journal, or a folder in the state directory.`,
+Reads only. PATH is a folder in the state directory (of a sync, of a volume, or an index), or a file in one: a segment
+of a journal, a checkpoint, a staging file.`,
 		UsageText: `blkmirror inspect /var/lib/blkmirror`,
 		Action: func(c *cli.Context) error {
 			path := c.Args().First()

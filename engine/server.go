@@ -238,7 +238,7 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	if role == wire.RolePrimary {
 		return nil, nil, protocolError("a mirror does not dial")
 	}
-	return hello, v, conn.Send(&wire.Hello{Name: hostName(), Software: software, Role: role})
+	return hello, v, conn.Send(&wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: role})
 }
 
 // half runs our half of a session on volume v.

@@ -67,7 +67,7 @@ func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVo
 	if err := journal.OS.Mkdir(dir); err != nil {
 		return nil, deviceError("make folder", dir, err)
 	}
-	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: sha256.Sum256([]byte(s.id)),
+	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: s.node(),
 		fs: journal.OS, open: openFile, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now})
 	if err != nil {
 		return nil, err
@@ -78,6 +78,9 @@ func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVo
 	}
 	return p, nil
 }
+
+// node is how this node is known to others: nothing else is told of its id.
+func (s *server) node() wire.Hash { return sha256.Sum256([]byte(s.id)) }
 
 func (s *server) volumeLog(name string) func(string) {
 	return func(text string) { s.log(fmt.Sprintf("volume %s: %s", name, text)) }
