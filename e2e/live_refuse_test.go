@@ -160,10 +160,14 @@ func TestLiveMirrorStateFull(t *testing.T) {
 	s.written(50)
 	s.settled()
 
+	// Nothing is staged while the disk is filled: what is would give its room back later.
+	s.w.Hold()
+	p.cut()
 	filler := filepath.Join(at, "filler")
 	p.link.to("")                                                    // so that the next epoch is large
 	exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=64k").Run() // ends with: no space left
 	tool(t, "truncate", "-s", "-12M", filler)
+	s.w.Resume()
 	s.written(400)
 	p.link.to(p.mirror.addr)
 	until(t, "the mirror to hold", func() bool { return p.primary.peer().State == "holding" })
