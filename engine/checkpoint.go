@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -23,34 +24,46 @@ const (
 func (p *primary) routineCheckpoint(ctx context.Context) {
 	tick := time.NewTicker(checkpointLook)
 	defer tick.Stop()
-	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if p.journal.Low() {
-			p.journal.Refill()
-		}
-		age, bytes, uncovered := time.Since(last), p.journal.SinceCheckpoint(), p.facts.uncovered() || p.proven()
-		if age < checkpointPause || bytes == 0 && !uncovered {
-			continue
-		}
-		if age < checkpointEvery && bytes < checkpointBytes && p.tracker.HotCount() < checkpointHot && !uncovered {
-			continue
-		}
-		err := p.checkpoint(nil)
-		switch {
-		case isNoRoom(err) && p.journal.Err() == nil:
-			p.log(fmt.Sprintf("no room for a checkpoint; it is tried again: %v", err))
-		case err != nil:
-			p.fail("checkpoint", err)
+		if p.checkpointDue() && p.dueCheckpoint() != nil {
 			return
 		}
-		last = time.Now()
 	}
 }
+
+// checkpointDue tells whether one has to be made now. It also looks after the room for it.
+func (p *primary) checkpointDue() bool {
+	if p.journal.Low() {
+		p.journal.Refill()
+	}
+	age, bytes, uncovered := p.now().Sub(p.checkpointed), p.journal.SinceCheckpoint(), p.facts.uncovered() || p.proven()
+	if age < checkpointPause || bytes == 0 && !uncovered {
+		return false
+	}
+	return age >= checkpointEvery || bytes >= cmp.Or(p.sizes.CheckpointBytes, checkpointBytes) || p.tracker.HotCount() >= p.mostHot() || uncovered
+}
+
+// dueCheckpoint makes it. An error is the end of all writes, and of checkpoints.
+func (p *primary) dueCheckpoint() error {
+	err := p.checkpoint(nil)
+	switch {
+	case isNoRoom(err) && p.journal.Err() == nil:
+		p.log(fmt.Sprintf("no room for a checkpoint; it is tried again: %v", err))
+	case err != nil:
+		p.fail("checkpoint", err)
+		return err
+	}
+	p.checkpointed = p.now()
+	return nil
+}
+
+// mostHot is how many hot regions make a checkpoint due.
+func (p *primary) mostHot() int { return cmp.Or(p.sizes.CheckpointHot, checkpointHot) }
 
 // checkpoint bounds what recovery has to put in doubt. The order is what makes it sound:
 //
@@ -67,11 +80,11 @@ func (p *primary) checkpoint(edit func(*journal.VolumeFacts)) error {
 	if err != nil {
 		return err
 	}
-	limit := checkpointHot / 2 // so that it is not due again at once
+	limit := p.mostHot() / 2 // so that it is not due again at once
 	if edit != nil {
 		limit = 0
 	}
-	hot := p.tracker.BeginCheckpoint(time.Now().Add(-keepHot), limit)
+	hot := p.tracker.BeginCheckpoint(p.now().Add(-keepHot), limit)
 	if err := p.dev.Flush(); err != nil {
 		c.Abandon()
 		return err

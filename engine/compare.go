@@ -22,6 +22,8 @@ type comparison struct {
 	p      *primary
 	reason string
 	blocks *blockdev.PageSet // numbers of blocks with a valid entry
+	next   uint64            // block to look at, of routine
+	buf    []byte
 	limit  *rate.Limiter
 
 	done   atomic.Int64 // bytes compared
@@ -37,7 +39,7 @@ const compareRate = 512 << 20
 func newComparison(p *primary, reason string, needs, hot *blockdev.PageSet) (*comparison, error) {
 	perBlock := uint64(p.blockSize / pageSize)
 	blocks := (p.tracker.Pages() + perBlock - 1) / perBlock
-	c := &comparison{p: p, reason: reason, blocks: blockdev.NewPageSet(blocks), limit: rate.NewLimiter(compareRate, MaxBlockSize)}
+	c := &comparison{p: p, reason: reason, blocks: blockdev.NewPageSet(blocks), limit: p.limiter(compareRate), buf: make([]byte, p.blockSize)}
 	doubt := blockdev.NewPageSet(p.tracker.Pages())
 	if needs != nil {
 		entries := make([]journal.Entry, recheckBlocks)
@@ -78,24 +80,28 @@ func (c *comparison) finished() bool { return c.over.Load() }
 
 // routine compares until all is done, and then notes it.
 func (c *comparison) routine(ctx context.Context) {
-	buf := make([]byte, c.p.blockSize)
-	for b, ok := uint64(0), true; ok; b++ {
-		if b, _, ok = c.blocks.NextRun(b, 1); !ok {
-			break
-		}
-		if err := c.block(ctx, b, buf); err != nil {
-			if ctx.Err() == nil {
-				c.p.log(fmt.Sprintf("comparison with the index: %v", err))
-			}
-			return
+	for more, err := true, error(nil); more; {
+		if more, err = c.step(ctx); err != nil && ctx.Err() == nil {
+			c.p.log(fmt.Sprintf("comparison with the index: %v", err))
 		}
 	}
-	c.over.Store(true) // the next checkpoint notes it, with what was found
-	c.p.log(fmt.Sprintf("the device was compared with its index: %d blocks differ", c.differ.Load()))
+}
+
+// step compares the next block. more: there may be others. With an error there are none.
+func (c *comparison) step(ctx context.Context) (more bool, err error) {
+	b, _, ok := c.blocks.NextRun(c.next, 1)
+	if !ok {
+		c.over.Store(true) // the next checkpoint notes it, with what was found
+		c.p.log(fmt.Sprintf("the device was compared with its index: %d blocks differ", c.differ.Load()))
+		return false, nil
+	}
+	c.next = b + 1
+	err = c.block(ctx, b)
+	return err == nil, err
 }
 
 // block compares one.
-func (c *comparison) block(ctx context.Context, b uint64, buf []byte) error {
+func (c *comparison) block(ctx context.Context, b uint64) error {
 	g := geometry{size: c.p.size, blockSize: c.p.blockSize}
 	off := int64(b) * g.blockSize
 	n := g.blockEnd(off) - off
@@ -108,11 +114,11 @@ func (c *comparison) block(ctx context.Context, b uint64, buf []byte) error {
 	}
 	first := uint64(off) / pageSize
 	count := pagesOf(off+n) - first
-	err := c.p.path.ReadRange(first, count, buf)
+	err := c.p.path.ReadRange(first, count, c.buf)
 	if err != nil {
 		c.p.observe("read volume", blockdev.Extent{Offset: off, Length: n}, err)
 	}
-	if err != nil || !entry[0].Known || wire.Sum(buf[:n]) != entry[0].Hash {
+	if err != nil || !entry[0].Known || wire.Sum(c.buf[:n]) != entry[0].Hash {
 		c.differ.Add(1)
 		for _, s := range c.p.shippers() {
 			c.p.tracker.Dirty(s.sets, first, count)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -33,7 +34,7 @@ const (
 )
 
 func newIndexer(p *primary, index *mirrorIndex) *indexer {
-	x := &indexer{p: p, index: index, limit: rate.NewLimiter(indexRate, MaxBlockSize), buf: make([]byte, p.blockSize)}
+	x := &indexer{p: p, index: index, limit: p.limiter(indexRate), buf: make([]byte, p.blockSize)}
 	x.sets = p.tracker.AddConsumer(indexName, track.NewCapture(track.CaptureConfig{Pages: p.tracker.Pages()}))
 	return x
 }
@@ -48,13 +49,26 @@ func (x *indexer) routine(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if n := x.p.tracker.Counts(x.sets); n.Open+n.Waiting+n.Todo == 0 || x.p.unproven() {
-			continue
-		}
-		if err := x.pass(ctx); err != nil && ctx.Err() == nil {
+		if err := x.duePass(ctx); err != nil && ctx.Err() == nil {
 			x.p.log(fmt.Sprintf("index: %v", err)) // nothing rests on it; the next pass tries again
 		}
 	}
+}
+
+// duePass makes a pass, if there is anything to do and it may be done.
+func (x *indexer) duePass(ctx context.Context) error {
+	if n := x.p.tracker.Counts(x.sets); n.Open+n.Waiting+n.Todo == 0 || x.p.unproven() {
+		return nil
+	}
+	return x.pass(ctx)
+}
+
+// limiter is for what reads the device beside clients. In steps nothing waits for a clock.
+func (p *primary) limiter(bytesPerSecond rate.Limit) *rate.Limiter {
+	if p.wait != nil {
+		bytesPerSecond = rate.Inf
+	}
+	return rate.NewLimiter(bytesPerSecond, MaxBlockSize)
 }
 
 // pass indexes everything that was written before it began. A block that is written meanwhile is in the
@@ -74,7 +88,7 @@ func (x *indexer) pass(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if noted += n; noted >= indexSync {
+		if noted += n; noted >= cmp.Or(x.p.sizes.IndexSync, indexSync) {
 			if err := x.sync(); err != nil {
 				return err
 			}

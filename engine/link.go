@@ -17,7 +17,7 @@ var errDone = errors.New("session done")
 // link runs one half of a session over one connection: a reader that hands each message to the half, and
 // the half's own work. It ends both, tells the peer why, and waits.
 type link struct {
-	conn   *wire.Conn
+	conn   Conn
 	ctx    context.Context // ends with the session; its cause says why
 	cancel context.CancelCauseFunc
 	reader sync.WaitGroup
@@ -38,7 +38,7 @@ type link struct {
 	remote error
 }
 
-func newLink(ctx context.Context, conn *wire.Conn, prog *Progress) *link {
+func newLink(ctx context.Context, conn Conn, prog *Progress) *link {
 	l := &link{conn: conn, prog: prog, before: prog.Wire.Load()}
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
 	return l
@@ -61,6 +61,14 @@ func (l *link) run(handle func(wire.Message) error, work func() error) error {
 	} else {
 		l.cancel(errDone)
 	}
+	err := l.part()
+	l.reader.Wait()
+	l.conn.Close(err)
+	return l.verdict(err)
+}
+
+// part says the last words of a session that is over, and why it is.
+func (l *link) part() error {
 	err := context.Cause(l.ctx)
 	if l.finished.Load() {
 		err = errDone // whatever happened to the connection meanwhile
@@ -78,8 +86,11 @@ func (l *link) run(handle func(wire.Message) error, work func() error) error {
 	if len(words) > 0 && l.conn.Send(words...) != nil || last == nil {
 		l.conn.Close(err)
 	}
-	l.reader.Wait()
-	l.conn.Close(err)
+	return err
+}
+
+// verdict is what run returns, once the reader has ended.
+func (l *link) verdict(err error) error {
 	switch {
 	case l.finished.Load():
 		return nil
@@ -105,30 +116,38 @@ func (l *link) read(handle func(wire.Message) error) {
 			l.cancel(err)
 			return
 		}
-		switch m := m.(type) {
-		case *wire.Halt:
-			l.remote = &wire.RemoteError{Code: m.Code, Text: m.Text}
-			l.cancel(l.remote)
+		if last := l.take(m, handle); last {
 			return
-		case *wire.Bye:
-			if m.Code == wire.CodeDone {
-				l.cancel(errDone)
-			} else {
-				l.remote = &wire.RemoteError{Code: m.Code, Text: m.Text}
-				l.cancel(l.remote)
-			}
-			return
-		}
-		if l.ctx.Err() != nil {
-			if l.late != nil {
-				l.late(m)
-			}
-			continue
-		}
-		if err := handle(m); err != nil {
-			l.cancel(err)
 		}
 	}
+}
+
+// take hands one message to the half, unless it is about the session itself, or too late.
+func (l *link) take(m wire.Message, handle func(wire.Message) error) (last bool) {
+	switch m := m.(type) {
+	case *wire.Halt:
+		l.remote = &wire.RemoteError{Code: m.Code, Text: m.Text}
+		l.cancel(l.remote)
+		return true
+	case *wire.Bye:
+		if m.Code == wire.CodeDone {
+			l.cancel(errDone)
+		} else {
+			l.remote = &wire.RemoteError{Code: m.Code, Text: m.Text}
+			l.cancel(l.remote)
+		}
+		return true
+	}
+	if l.ctx.Err() != nil {
+		if l.late != nil {
+			l.late(m)
+		}
+		return false
+	}
+	if err := handle(m); err != nil {
+		l.cancel(err)
+	}
+	return false
 }
 
 // farewell is the last message for a session that ends with err, nil where the connection itself failed

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,8 +48,19 @@ type mirrorOptions struct {
 	index      func(dir string) (blockIndex, error)
 	room       func(dir string) (free int64, err error)
 	bootID     func() (string, error)
-	window     int64
-	segment    int64 // of the journal
+	now        func() time.Time
+
+	deviceRoom  func(path string) (free int64, err error) // of the file system of an image
+	removeIndex func(dir string) error
+
+	window    int64
+	segment   int64                 // of the journal
+	volumeLog journal.VolumeOptions // of the journal, the rest
+	staging   journal.StagingOptions
+	limits    replica.Limits
+	chunk     int64 // unit of reading and writing; a multiple of every block size
+	open      int   // messages that the primary may have open
+	writers   int   // of an epoch; 1: it is written without a goroutine
 }
 
 func (o mirrorOptions) withDefaults() mirrorOptions {
@@ -67,15 +79,25 @@ func (o mirrorOptions) withDefaults() mirrorOptions {
 	if o.bootID == nil {
 		o.bootID = blockdev.BootID
 	}
+	if o.now == nil {
+		o.now = time.Now
+	}
+	if o.deviceRoom == nil {
+		o.deviceRoom = freeBytes
+	}
+	if o.removeIndex == nil {
+		o.removeIndex = journal.RemoveIndex
+	}
 	if o.log == nil {
 		o.log = func(string) {}
 	}
-	if o.window == 0 {
-		o.window = mirrorWindow
-	}
-	if o.segment == 0 {
-		o.segment = mirrorSegment
-	}
+	o.window = cmp.Or(o.window, mirrorWindow)
+	o.segment = cmp.Or(o.segment, mirrorSegment)
+	o.volumeLog.SegmentSize = o.segment
+	o.chunk = cmp.Or(o.chunk, chunkSize)
+	o.open = cmp.Or(o.open, mirrorArrivals)
+	o.writers = cmp.Or(o.writers, applyWriters)
+	o.staging.PlanPieces = cmp.Or(o.staging.PlanPieces, mirrorPlan)
 	return o
 }
 
@@ -96,13 +118,15 @@ func freeBytes(dir string) (int64, error) {
 //	mirrordirect.go   bulk and offers
 //	mirrorapply.go    committed epochs to the device
 //	mirrorcompare.go  the device against its own index
+//	steppedmirror.go  the same without goroutines, for the simulator
 //
 // One goroutine, routineOwn, owns the core (engine/replica) and carries out what it decides, one action after
 // the other; a failure of device, journal or staging ends the use of all of them, and they are opened anew, as
 // after a crash. Others hand it functions to run (call, post). It never waits for a peer.
 type mirror struct {
 	mirrorOptions
-	release func() // of the folder's lock
+	release func()         // of the folder's lock
+	steps   *SteppedMirror // in place of all goroutines; nil: they run
 
 	calls    chan func() // run by the owner
 	ended    chan struct{}
@@ -132,10 +156,9 @@ type mirror struct {
 // openMirror opens a volume as a mirror. It returns when everything that was committed before is applied. A
 // volume that cannot be opened is failed, and tried again; an error means that it cannot even be that.
 func openMirror(o mirrorOptions) (*mirror, error) {
-	m := &mirror{mirrorOptions: o.withDefaults(), calls: make(chan func(), 256), ended: make(chan struct{}),
-		replayed: make(chan struct{}), retry: time.NewTimer(0)}
+	m := newMirror(o)
+	m.calls, m.retry = make(chan func(), 256), time.NewTimer(0)
 	m.retry.Stop()
-	m.release = func() {}
 	if m.fs == journal.OS {
 		release, err := journal.LockDir(m.dir)
 		if err != nil {
@@ -143,11 +166,16 @@ func openMirror(o mirrorOptions) (*mirror, error) {
 		}
 		m.release = release
 	}
-	m.aborted, m.abort = context.WithCancel(context.Background())
 	m.tryOpen()
 	m.owner.Go(m.routineOwn)
 	<-m.replayed
 	return m, nil
+}
+
+func newMirror(o mirrorOptions) *mirror {
+	m := &mirror{mirrorOptions: o.withDefaults(), ended: make(chan struct{}), replayed: make(chan struct{}), release: func() {}}
+	m.aborted, m.abort = context.WithCancel(context.Background())
+	return m
 }
 
 // routineOwn runs until the mirror is stopped.
@@ -157,10 +185,6 @@ func (m *mirror) routineOwn() {
 	defer tick.Stop()
 	aborted := m.aborted.Done()
 	for !m.settle() {
-		var arrivals chan *arrival
-		if m.current != nil && m.broken == nil && !m.core.Holding() {
-			arrivals = m.current.ordered
-		}
 		select {
 		case <-aborted:
 			aborted = nil
@@ -168,7 +192,7 @@ func (m *mirror) routineOwn() {
 			m.endUse()
 		case call := <-m.calls:
 			call()
-		case a := <-arrivals:
+		case a := <-m.arrivals():
 			m.arrive(a)
 		case <-tick.C:
 			m.measure()
@@ -176,6 +200,14 @@ func (m *mirror) routineOwn() {
 			m.tryOpen()
 		}
 	}
+}
+
+// arrivals is where the next message of the primary comes from; nil: none is taken now.
+func (m *mirror) arrivals() <-chan *arrival {
+	if m.current == nil || m.broken != nil || m.core.Holding() {
+		return nil
+	}
+	return m.current.ordered
 }
 
 // settle looks at what the last step left: it closes what failed, and tells when the mirror has stopped.
@@ -208,6 +240,10 @@ func (m *mirror) settle() (stopped bool) {
 
 // post hands the owner something to do, in the order of the posts of one goroutine.
 func (m *mirror) post(do func()) {
+	if m.steps != nil {
+		m.steps.post(do)
+		return
+	}
 	select {
 	case m.calls <- do:
 	case <-m.ended:
@@ -216,6 +252,9 @@ func (m *mirror) post(do func()) {
 
 // call has the owner do something and waits for it. ok is false where the owner has ended.
 func (m *mirror) call(do func()) (ok bool) {
+	if m.steps != nil {
+		return m.steps.call(do)
+	}
 	done := make(chan struct{})
 	m.post(func() { do(); close(done) })
 	select {
@@ -224,6 +263,15 @@ func (m *mirror) call(do func()) (ok bool) {
 	case <-m.ended:
 		return false
 	}
+}
+
+// spawn runs something beside the owner.
+func (m *mirror) spawn(do func()) {
+	if m.steps != nil {
+		m.steps.spawn(do)
+		return
+	}
+	m.owner.Go(do)
 }
 
 // fail ends the use of device, journal and staging. They are opened again when nobody uses them any more.
@@ -271,7 +319,7 @@ func (m *mirror) failed(err error) {
 		shown.Next = "repair the device or make room; it is tried again by itself"
 	}
 	wait := min(backoffFirst<<min(m.failures, 16), backoffMax)
-	if m.failures++; !m.final {
+	if m.failures++; !m.final && m.steps == nil {
 		m.retry.Reset(wait)
 	}
 	m.update(func(v *mirrorView) {
@@ -309,6 +357,7 @@ func (m *mirror) adoptStore(store *mirrorStore, state openedState) {
 		return
 	}
 	m.core = replica.New(state.facts, state.staged)
+	m.core.SetLimits(m.limits)
 	if state.facts.UUID != [16]byte{} {
 		m.show(state.facts)
 	}
@@ -354,12 +403,7 @@ func (m *mirror) setAside() error {
 // stop ends the mirror cleanly: the session is told, what is committed is applied, and everything is durable
 // and recorded. Where ctx ends first, the rest is left to the next start.
 func (m *mirror) stop(ctx context.Context) error {
-	m.post(func() {
-		m.stopping = true
-		if m.current != nil {
-			m.current.end(context.Canceled)
-		}
-	})
+	m.post(m.beginStop)
 	select {
 	case <-m.ended:
 	case <-ctx.Done():
@@ -373,6 +417,14 @@ func (m *mirror) stop(ctx context.Context) error {
 		return deviceError("stop mirror", m.dir, m.settled)
 	}
 	return nil
+}
+
+// beginStop is the owner's part of it: settle does the rest.
+func (m *mirror) beginStop() {
+	m.stopping = true
+	if m.current != nil {
+		m.current.end(context.Canceled)
+	}
 }
 
 func (m *mirror) stagingDir() string { return filepath.Join(m.dir, "staging") }

@@ -19,8 +19,8 @@ const applyWriters = 4
 func (m *mirror) beginApply(epoch uint64) {
 	s, st := m.store, m.store.sealed[0]
 	s.busy++
-	m.owner.Go(func() {
-		damaged, err := s.apply(s.ctx, st, applyWriters)
+	m.spawn(func() {
+		damaged, err := s.apply(s.ctx, st)
 		m.post(func() {
 			s.busy--
 			if err != nil {
@@ -40,16 +40,47 @@ func (m *mirror) beginApply(epoch uint64) {
 // was hashed again: a payload that is not what was committed is left out, and its range returned. Then the
 // device is flushed, and the index, whose entries were changed with their blocks, is synced. It may be done
 // again, in part or as a whole, as long as the staging is there.
-func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging, writers int) ([]blockdev.Extent, error) {
-	group, ctx := errgroup.WithContext(ctx)
-	jobs := make(chan []journal.StagingPiece)
-	var mu sync.Mutex
-	var damaged []blockdev.Extent
-	for len(s.appliers) < writers {
-		s.appliers = append(s.appliers, &applier{mirrorStore: s, pool: blockdev.NewPool(chunkSize)})
+func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging) (damaged []blockdev.Extent, err error) {
+	for len(s.appliers) < s.m.writers {
+		s.appliers = append(s.appliers, &applier{mirrorStore: s, pool: blockdev.NewPool(s.m.chunk)})
 	}
 	for _, a := range s.appliers {
 		a.st = st
+	}
+	if len(s.appliers) == 1 {
+		damaged, err = s.applyAlone(ctx, st)
+	} else {
+		damaged, err = s.applyTogether(ctx, st)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.flush(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(damaged, func(a, b blockdev.Extent) int { return int(a.Offset>>12 - b.Offset>>12) })
+	return damaged, nil
+}
+
+// applyAlone has the caller write one job after the other.
+func (s *mirrorStore) applyAlone(ctx context.Context, st *journal.Staging) (damaged []blockdev.Extent, err error) {
+	err = s.plan(st, func(job []journal.StagingPiece) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		bad, err := s.appliers[0].job(ctx, job)
+		damaged = append(damaged, bad...)
+		return err
+	})
+	return damaged, err
+}
+
+// applyTogether has all writers take jobs.
+func (s *mirrorStore) applyTogether(ctx context.Context, st *journal.Staging) (damaged []blockdev.Extent, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	jobs := make(chan []journal.StagingPiece)
+	var mu sync.Mutex
+	for _, a := range s.appliers {
 		group.Go(func() error {
 			for job := range jobs {
 				bad, err := a.job(ctx, job)
@@ -67,40 +98,31 @@ func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging, writers in
 	}
 	group.Go(func() error {
 		defer close(jobs)
-		return s.plan(ctx, st, jobs)
+		return s.plan(st, func(job []journal.StagingPiece) error {
+			select {
+			case jobs <- job:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
 	})
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	if err := s.flush(); err != nil {
-		return nil, err
-	}
-	slices.SortFunc(damaged, func(a, b blockdev.Extent) int { return int(a.Offset>>12 - b.Offset>>12) })
-	return damaged, nil
+	err = group.Wait()
+	return damaged, err
 }
 
-// plan cuts an epoch into jobs: a Zero, or Data without a gap inside one chunk.
-func (s *mirrorStore) plan(ctx context.Context, st *journal.Staging, jobs chan<- []journal.StagingPiece) error {
+// plan cuts an epoch into jobs, which are the callee's own: a Zero, or Data without a gap inside one chunk.
+func (s *mirrorStore) plan(st *journal.Staging, emit func(job []journal.StagingPiece) error) error {
 	var job []journal.StagingPiece
-	emit := func() error {
-		if len(job) == 0 {
-			return nil
-		}
-		select {
-		case jobs <- job:
-			job = nil
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 	err := st.Plan(func(p journal.StagingPiece) error {
 		if n := len(job); n > 0 {
 			last := &job[n-1]
 			joins := last.Record.Kind == journal.StagingData && p.Record.Kind == journal.StagingData &&
-				last.Offset+last.Length == p.Offset && p.Offset%chunkSize != 0
+				last.Offset+last.Length == p.Offset && p.Offset%s.m.chunk != 0
 			if !joins {
-				if err := emit(); err != nil {
+				whole := job
+				job = nil
+				if err := emit(whole); err != nil {
 					return err
 				}
 			}
@@ -108,10 +130,10 @@ func (s *mirrorStore) plan(ctx context.Context, st *journal.Staging, jobs chan<-
 		job = append(job, p)
 		return nil
 	})
-	if err != nil {
+	if err != nil || len(job) == 0 {
 		return err
 	}
-	return emit()
+	return emit(job)
 }
 
 // applier is one writer. Its buffers stay for the next epoch.
@@ -121,7 +143,7 @@ type applier struct {
 	pool *blockdev.Pool // of one buffer, for zeroes
 
 	raw     []byte // of the job; aligned
-	payload []byte
+	payload []byte // packed
 	whole   []byte // of a record of which the job has a part only
 }
 
@@ -134,10 +156,10 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 		return nil, a.zero(ctx, blockdev.Extent{Offset: first.Offset, Length: first.Length}, first.Record.MayFree, a.pool)
 	}
 	if a.raw == nil {
-		if a.raw, err = blockdev.NewPool(chunkSize).Get(ctx, chunkSize); err != nil {
+		if a.raw, err = blockdev.NewPool(a.m.chunk).Get(ctx, int(a.m.chunk)); err != nil {
 			return nil, err
 		}
-		a.payload, a.whole = make([]byte, wire.MaxBlock), make([]byte, a.blockSize)
+		a.whole = make([]byte, a.blockSize)
 	}
 	raw := a.raw[:last.Offset+last.Length-first.Offset]
 	good, err := a.read(job, raw)
@@ -181,6 +203,9 @@ func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, err
 		packed := wire.Codec(r.Codec) != wire.CodecRaw || int64(r.PayloadLength) != r.Length
 		payload := whole
 		if packed {
+			if len(a.payload) < r.PayloadLength {
+				a.payload = make([]byte, max(r.PayloadLength, len(a.whole)))
+			}
 			payload = a.payload[:r.PayloadLength]
 		}
 		if err := a.st.ReadPayload(*r, p.At, payload); err != nil {

@@ -20,26 +20,40 @@ func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello
 		return err
 	}
 	conn.Established() // opening the device may take longer than a handshake
-	if done, err := m.introduce(conn, attach); done {
+	if answer := m.introduction(attach); answer != nil {
+		return introduce(conn, answer)
+	}
+	s, err := m.admit(ctx, conn, hello, attach, peer)
+	if err != nil {
+		refuse(conn, err)
 		return err
 	}
+	err = s.run(s.handle, s.work)
+	s.parted(err)
+	return err
+}
+
+// admit begins a session, or says why there is none.
+func (m *mirror) admit(ctx context.Context, conn Conn, hello *wire.Hello, attach *wire.Attach, peer string) (*mirrorSession, error) {
 	s := m.newSession(ctx, conn, hello, attach, peer)
-	defer s.cancel(nil)
-	err = m.enter(s)
+	err := m.enter(s)
 	if err == nil {
 		err = s.attach(attach, hello)
 	}
 	if err != nil {
 		m.leave(s)
-		refuse(conn, err)
-		return err
+		s.cancel(nil)
+		return nil, err
 	}
 	m.log(fmt.Sprintf("%s: the primary %s is here", peer, hello.Name))
-	err = s.run(s.handle, s.work)
-	m.update(func(v *mirrorView) { v.setLast(err) })
-	m.log(fmt.Sprintf("%s: the primary %s is gone after %.1f s: shipped %d, wire %d bytes, %d blocks retried: %v", peer,
-		hello.Name, time.Since(s.start).Seconds(), s.prog.Shipped.Load(), s.prog.Wire.Load(), s.prog.RetriedBlocks.Load(), err))
-	return err
+	return s, nil
+}
+
+// parted tells why a session has ended.
+func (s *mirrorSession) parted(err error) {
+	s.m.update(func(v *mirrorView) { v.setLast(err, s.m.now()) })
+	s.m.log(fmt.Sprintf("%s: the primary %s is gone after %.1f s: shipped %d, wire %d bytes, %d blocks retried: %v", s.peer,
+		s.node, s.m.now().Sub(s.start).Seconds(), s.prog.Shipped.Load(), s.prog.Wire.Load(), s.prog.RetriedBlocks.Load(), err))
 }
 
 // readAttach waits for Attach, which follows the Hellos at once.
@@ -62,14 +76,14 @@ func readAttach(ctx context.Context, conn *wire.Conn, volume string) (*wire.Atta
 	return a, nil
 }
 
-func (m *mirror) newSession(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attach, peer string) *mirrorSession {
-	s := &mirrorSession{m: m, peer: peer, node: hello.Name, incarnation: a.Incarnation, connection: a.Connection, start: time.Now(),
+func (m *mirror) newSession(ctx context.Context, conn Conn, hello *wire.Hello, a *wire.Attach, peer string) *mirrorSession {
+	s := &mirrorSession{m: m, peer: peer, node: hello.Name, incarnation: a.Incarnation, connection: a.Connection, start: m.now(),
 		geometry: geometry{size: a.Size, blockSize: int64(a.BlockSize)},
 		pool:     blockdev.NewPool(mirrorMemory), meter: wire.NewMeter(uint64(m.window)),
-		scratch: blockdev.NewPool((mirrorWriters + mirrorOffers) * chunkSize),
+		scratch: blockdev.NewPool((mirrorWriters + mirrorOffers) * m.chunk),
 		out:     newOutbox(),
-		ordered: make(chan *arrival, mirrorArrivals), checks: make(chan *arrival, mirrorArrivals),
-		direct: make(chan *run, mirrorArrivals), offers: make(chan *wire.Offer, maxOffers+1),
+		ordered: make(chan *arrival, m.open), checks: make(chan *arrival, m.open),
+		direct: make(chan *run, m.open), offers: make(chan *wire.Offer, maxOffers+1),
 	}
 	s.placed.init()
 	s.link = newLink(ctx, conn, &s.prog)
@@ -80,38 +94,58 @@ func (m *mirror) newSession(ctx context.Context, conn *wire.Conn, hello *wire.He
 // enter admits one session at a time. A newer connection of the same process of the primary replaces an older
 // one; anybody else waits a little, since a connection that was lost may not be over here yet.
 func (m *mirror) enter(s *mirrorSession) error {
+	if m.steps != nil {
+		return m.steps.enter(s)
+	}
 	timeout := time.NewTimer(slotTimeout)
 	defer timeout.Stop()
 	for {
-		m.mu.Lock()
-		former := m.admitted
-		if former == nil {
-			m.admitted = s
-			m.mu.Unlock()
-			return nil
+		in, free, err := m.tryEnter(s)
+		if in || err != nil {
+			return err
 		}
-		replaced := &Error{Kind: KindState, Op: "mirror", On: m.name, Err: wire.ErrReplaced, code: wire.CodeReplaced}
-		if former.incarnation == s.incarnation {
-			if former.connection >= s.connection {
-				m.mu.Unlock()
-				return replaced
-			}
-			former.cancel(replaced)
-		}
-		if m.free == nil {
-			m.free = make(chan struct{})
-		}
-		free := m.free
-		m.mu.Unlock()
 		select {
 		case <-free:
 		case <-s.ctx.Done():
 			return context.Cause(s.ctx)
 		case <-timeout.C:
-			return &Error{Kind: KindState, Op: "mirror", On: m.name, code: wire.CodeBusy, Next: nextByCode[wire.CodeBusy],
-				Err: fmt.Errorf("the session with %s is not over yet", former.peer)}
+			return m.occupied()
 		}
 	}
+}
+
+// tryEnter admits a session, or says why it never will be; or what to wait for before the next try.
+func (m *mirror) tryEnter(s *mirrorSession) (in bool, free <-chan struct{}, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	former := m.admitted
+	if former == nil {
+		m.admitted = s
+		return true, nil, nil
+	}
+	if former.incarnation == s.incarnation {
+		replaced := &Error{Kind: KindState, Op: "mirror", On: m.name, Err: wire.ErrReplaced, code: wire.CodeReplaced}
+		if former.connection >= s.connection {
+			return false, nil, replaced
+		}
+		former.cancel(replaced)
+	}
+	if m.free == nil {
+		m.free = make(chan struct{})
+	}
+	return false, m.free, nil
+}
+
+// occupied says that the session before has not ended in time.
+func (m *mirror) occupied() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	by := "somebody"
+	if m.admitted != nil {
+		by = m.admitted.peer
+	}
+	return &Error{Kind: KindState, Op: "mirror", On: m.name, code: wire.CodeBusy, Next: nextByCode[wire.CodeBusy],
+		Err: fmt.Errorf("the session with %s is not over yet", by)}
 }
 
 func (m *mirror) leave(s *mirrorSession) {

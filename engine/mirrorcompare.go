@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/engine/replica"
@@ -28,7 +27,7 @@ func (m *mirror) beginCompare() {
 	m.update(func(v *mirrorView) { v.comparing, v.compared, v.why = true, 0, s.suspicion })
 	m.step(&replica.Comparing{Running: true}, nil)
 	s.busy++
-	m.owner.Go(func() {
+	m.spawn(func() {
 		err := s.compareAll(s.ctx)
 		m.post(func() {
 			s.busy--
@@ -50,7 +49,7 @@ func (m *mirror) beginCompare() {
 func (s *mirrorStore) compareAll(ctx context.Context) error {
 	span := s.blockSize * recheckBlocks
 	entries := make([]journal.Entry, recheckBlocks)
-	buf, err := blockdev.NewPool(chunkSize).Get(ctx, chunkSize)
+	buf, err := blockdev.NewPool(s.m.chunk).Get(ctx, int(s.m.chunk))
 	if err != nil {
 		return err
 	}
@@ -60,7 +59,7 @@ func (s *mirrorStore) compareAll(ctx context.Context) error {
 		doubts = nil
 		s.m.post(func() { s.m.step(&replica.Doubted{Extents: found}, nil); s.m.publish() })
 	}
-	told := time.Now()
+	told := s.m.now()
 	for pos := int64(0); pos < s.size && ctx.Err() == nil; pos += span {
 		end := min(pos+span, s.size)
 		page := entries[:(end-pos+s.blockSize-1)/s.blockSize]
@@ -71,9 +70,9 @@ func (s *mirrorStore) compareAll(ctx context.Context) error {
 			return err
 		}
 		s.m.update(func(v *mirrorView) { v.compared = end })
-		if len(doubts) > 0 && time.Since(told) >= flushEvery || len(doubts) >= journal.MaxListed {
+		if len(doubts) > 0 && s.m.now().Sub(told) >= flushEvery || len(doubts) >= journal.MaxListed {
 			tell()
-			told = time.Now()
+			told = s.m.now()
 		}
 	}
 	tell()
@@ -82,7 +81,7 @@ func (s *mirrorStore) compareAll(ctx context.Context) error {
 
 // comparePage adds what of a page of the index is to be doubted.
 func (s *mirrorStore) comparePage(doubts []blockdev.Extent, pos int64, entries []journal.Entry, buf []byte) ([]blockdev.Extent, error) {
-	perChunk := int(chunkSize / s.blockSize)
+	perChunk := int(s.m.chunk / s.blockSize)
 	hashes := make([]wire.Hash, perChunk)
 	for i, j := range stretches(len(entries), func(i, j int) bool { return entries[i].Known == entries[j].Known && j%perChunk != 0 }) {
 		off := pos + int64(i)*s.blockSize

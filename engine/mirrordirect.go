@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -70,10 +71,25 @@ func (p *placed) enter(ctx context.Context, e blockdev.Extent) {
 	defer stop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for ctx.Err() == nil && slices.ContainsFunc(p.now, func(o blockdev.Extent) bool { return o.Offset < e.End() && e.Offset < o.End() }) {
+	for ctx.Err() == nil && p.metLocked(e) {
 		p.gone.Wait()
 	}
 	p.now = append(p.now, e)
+}
+
+// tryEnter is enter for those who will not wait; false where it would.
+func (p *placed) tryEnter(e blockdev.Extent) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.metLocked(e) {
+		return false
+	}
+	p.now = append(p.now, e)
+	return true
+}
+
+func (p *placed) metLocked(e blockdev.Extent) bool {
+	return slices.ContainsFunc(p.now, func(o blockdev.Extent) bool { return o.Offset < e.End() && e.Offset < o.End() })
 }
 
 func (p *placed) leave(e blockdev.Extent) {
@@ -116,32 +132,44 @@ func (s *mirrorSession) routineDirect(ctx context.Context, runs <-chan *run) err
 		case <-ctx.Done():
 			return nil
 		case r := <-runs:
-			var err error
-			if r.zero != nil {
-				err = s.directZero(ctx, r)
-			} else {
-				err = s.directData(r, found)
-			}
-			s.placed.leave(r.extent())
-			if err != nil {
-				s.m.post(func() { s.m.fail("write device", err) })
+			if err := s.place(ctx, r, found); err != nil {
 				return err
 			}
-			s.meter.Done(r.cost)
-			s.out.wake()
-			s.m.post(func() {
-				if s.m.current == s {
-					s.m.step(&replica.Written{}, nil)
-				}
-			})
 		}
 	}
+}
+
+// place writes a run, which has entered s.placed. found has room for the hashes of a run.
+func (s *mirrorSession) place(ctx context.Context, r *run, found []wire.Hash) (err error) {
+	var written []blockdev.Extent
+	if r.zero != nil {
+		written = []blockdev.Extent{r.extent()}
+		err = s.directZero(ctx, r)
+	} else {
+		written, err = s.directData(r, found)
+	}
+	s.placed.leave(r.extent())
+	switch {
+	case err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
+		return err // the session ended while this waited for memory: the device is in order
+	case err != nil:
+		s.m.post(func() { s.m.fail("write device", err) })
+		return err
+	}
+	s.meter.Done(r.cost)
+	s.out.wake()
+	s.m.post(func() {
+		if s.m.current == s {
+			s.m.step(&replica.Written{Extents: written}, nil)
+		}
+	})
+	return nil
 }
 
 // directData unpacks and checks every frame of a run, writes each contiguous stretch of good ones with one
 // request, and answers for all of them. Entries of the index go before the write, and come behind it for
 // whole blocks.
-func (s *mirrorSession) directData(r *run, found []wire.Hash) error {
+func (s *mirrorSession) directData(r *run, found []wire.Hash) (written []blockdev.Extent, err error) {
 	defer s.pool.Put(r.buf)
 	bad := make([]wire.NakCause, len(r.parts))
 	found = found[:len(r.parts)]
@@ -152,14 +180,15 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) error {
 		}
 		lo, hi := r.parts[i].lo, r.parts[j-1].hi
 		if err := s.store.index.forget(r.off+lo, hi-lo); err != nil {
-			return err
+			return nil, err
 		}
 		if _, err := s.store.dev.WriteAt(r.buf[lo:hi], r.off+lo); err != nil {
-			return deviceError("write mirror", "", err)
+			return nil, deviceError("write mirror", "", err)
 		}
 		if err := s.learn(r, i, j, found); err != nil {
-			return err
+			return nil, err
 		}
+		written = append(written, blockdev.Extent{Offset: r.off + lo, Length: hi - lo})
 	}
 	for i := range r.parts {
 		p := &r.parts[i]
@@ -171,7 +200,7 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) error {
 		s.out.ack(wire.AckEntry{Seq: p.seq, Offset: r.off + p.lo, Level: wire.LevelWritten, Hash: found[i]})
 		s.prog.Shipped.Add(p.hi - p.lo)
 	}
-	return nil
+	return written, nil
 }
 
 // learn notes the hashes of those parts [i, j) that are whole blocks.
@@ -215,7 +244,7 @@ func (s *mirrorStore) zero(ctx context.Context, r blockdev.Extent, mayFree bool,
 		n := min(data.End(), r.End()) - pos
 		zero := false
 		if !cheap {
-			n = min(n, chunkSize)
+			n = min(n, s.m.chunk)
 			if zero, err = s.isZero(ctx, pos, n, pool); err != nil {
 				return err
 			}
@@ -249,23 +278,30 @@ func (s *mirrorSession) routineOffers(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case o := <-s.offers:
-			bits, equal, err := s.compare(ctx, o)
-			if err != nil {
-				if ctx.Err() == nil {
-					s.m.post(func() { s.m.fail("read device", err) })
-				}
+			if err := s.answerOffer(ctx, o); err != nil {
 				return err
 			}
-			s.offered.Add(int64(o.Length))
-			s.out.add(&wire.Want{Seq: o.Seq, Bits: bits})
-			s.m.post(func() {
-				if s.m.current == s {
-					s.m.step(&replica.Compared{Equal: equal}, nil)
-					s.m.publish()
-				}
-			})
 		}
 	}
+}
+
+func (s *mirrorSession) answerOffer(ctx context.Context, o *wire.Offer) error {
+	bits, equal, err := s.compare(ctx, o)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.m.post(func() { s.m.fail("read device", err) })
+		}
+		return err
+	}
+	s.offered.Add(int64(o.Length))
+	s.out.add(&wire.Want{Seq: o.Seq, Bits: bits})
+	s.m.post(func() {
+		if s.m.current == s {
+			s.m.step(&replica.Compared{Equal: equal}, nil)
+			s.m.publish()
+		}
+	})
+	return nil
 }
 
 // compare tells which of the offered units differ. Whole blocks that are equal are noted in the index.
@@ -273,12 +309,12 @@ func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte
 	units := geometry{size: s.size, blockSize: int64(o.Unit)}
 	bits = make([]byte, (len(o.Hashes)+7)/8)
 	found := make([]wire.Hash, len(o.Hashes))
-	buf, err := s.scratch.Get(ctx, chunkSize)
+	buf, err := s.scratch.Get(ctx, int(s.m.chunk))
 	if err != nil {
 		return nil, nil, err
 	}
 	defer s.scratch.Put(buf)
-	step := chunkSize / int(o.Unit)
+	step := int(s.m.chunk) / int(o.Unit)
 	for i := 0; i < len(found); i += step {
 		j := min(i+step, len(found))
 		off := o.Offset + int64(i)*units.blockSize

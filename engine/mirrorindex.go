@@ -37,9 +37,10 @@ func openBlockIndex(dir string) (blockIndex, error) {
 // it is dropped as a whole, and the mirror goes on without one until it is opened again.
 type mirrorIndex struct {
 	geometry
-	dir  string
-	open func(dir string) (blockIndex, error)
-	warn func(string)
+	dir    string
+	open   func(dir string) (blockIndex, error)
+	remove func(dir string) error // nil: journal.RemoveIndex
+	warn   func(string)
 
 	mu sync.Mutex
 	x  blockIndex // nil: there is none
@@ -61,7 +62,16 @@ func (i *mirrorIndex) begin(empty bool) error {
 		return deviceError("open index", i.dir, err)
 	}
 	i.warn(fmt.Sprintf("there is no room for the index: %v", err))
-	return deviceOr("remove index", i.dir, journal.RemoveIndex(i.dir))
+	return i.away()
+}
+
+// away removes it from the disk. It is closed.
+func (i *mirrorIndex) away() error {
+	remove := i.remove
+	if remove == nil {
+		remove = journal.RemoveIndex
+	}
+	return deviceOr("remove index", i.dir, remove(i.dir))
 }
 
 // learn notes that whole blocks from off on have these hashes.
@@ -99,7 +109,7 @@ func (i *mirrorIndex) change(do func(blockIndex) error) error {
 	if resetErr := i.x.Reset(); resetErr != nil {
 		i.x.Close()
 		i.x = nil
-		return deviceOr("remove index", i.dir, journal.RemoveIndex(i.dir))
+		return i.away()
 	}
 	return nil
 }

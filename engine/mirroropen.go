@@ -99,7 +99,7 @@ func (m *mirror) createStore(a *wire.Attach) (*mirrorStore, error) {
 }
 
 func (s *mirrorStore) openLog() (*journal.VolumeState, error) {
-	log, state, err := journal.OpenVolume(s.m.fs, s.m.dir, journal.VolumeOptions{SegmentSize: s.m.segment})
+	log, state, err := journal.OpenVolume(s.m.fs, s.m.dir, s.m.volumeLog)
 	if err != nil {
 		return nil, deviceError("open journal", s.m.dir, err)
 	}
@@ -127,7 +127,7 @@ func (s *mirrorStore) openDevice(size int64) error {
 // openIndex opens the index, which after an unclean end in bulk is worth nothing.
 func (s *mirrorStore) openIndex(f *journal.VolumeFacts) error {
 	s.geometry = geometry{size: f.Size, blockSize: int64(f.BlockSize)}
-	s.index = &mirrorIndex{geometry: s.geometry, dir: s.m.indexDir(), open: s.m.index, warn: s.m.log}
+	s.index = &mirrorIndex{geometry: s.geometry, dir: s.m.indexDir(), open: s.m.index, remove: s.m.removeIndex, warn: s.m.log}
 	return s.index.begin(f.Mirror.InPlace && !f.Clean)
 }
 
@@ -192,7 +192,7 @@ func (s *mirrorStore) openStaging(f *journal.VolumeFacts) (*replica.Staged, erro
 		return nil, deviceError("make staging folder", dir, err)
 	}
 	for _, epoch := range f.Mirror.Epochs {
-		st, err := journal.OpenStaging(s.m.fs, dir, epoch, s.stagingOptions())
+		st, err := journal.OpenStaging(s.m.fs, dir, epoch, s.m.staging)
 		if err != nil {
 			return nil, deviceError("open committed staging", dir, err)
 		}
@@ -225,7 +225,7 @@ func (s *mirrorStore) openStaging(f *journal.VolumeFacts) (*replica.Staged, erro
 
 // openPartial opens a staging that is not committed, if it may still be gone on with.
 func (s *mirrorStore) openPartial(f *journal.VolumeFacts, epoch uint64) *replica.Staged {
-	st, err := journal.OpenStaging(s.m.fs, s.m.stagingDir(), epoch, s.stagingOptions())
+	st, err := journal.OpenStaging(s.m.fs, s.m.stagingDir(), epoch, s.m.staging)
 	if err != nil {
 		s.m.log(fmt.Sprintf("what was staged for epoch %d is dropped: %v", epoch, err))
 		return nil
@@ -239,10 +239,6 @@ func (s *mirrorStore) openPartial(f *journal.VolumeFacts, epoch uint64) *replica
 	s.partial = st
 	p := st.Point()
 	return &replica.Staged{Incarnation: h.Incarnation, Base: h.Base, Number: h.Epoch, Seq: p.Seq, Chain: wire.ChainAt(p.Chain, p.Records)}
-}
-
-func (s *mirrorStore) stagingOptions() journal.StagingOptions {
-	return journal.StagingOptions{PlanPieces: mirrorPlan}
 }
 
 // dropAllStaging removes every staging file; nobody has one open.

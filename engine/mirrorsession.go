@@ -50,6 +50,7 @@ type mirrorSession struct {
 
 	// Of the owner.
 	waiting *arrival // that the core is holding
+	ahead   *arrival // taken and not checked yet; in steps
 
 	offered atomic.Int64 // bytes
 }
@@ -62,30 +63,34 @@ type arrival struct {
 	run     *run            // to be written in place
 	cost    int64
 	ready   chan struct{} // closed when the event is complete; nil: it is
+	settled bool          // what it took of memory and window was given back; the owner's
 }
 
-// introduce answers a primary that lost its journal and asks who it is: with what is held here, and nothing
-// is changed. A mirror that holds nothing lets it in like any other.
-func (m *mirror) introduce(conn *wire.Conn, a *wire.Attach) (done bool, err error) {
+// introduction is the answer to a primary that lost its journal and asks who it is: what is held here. Nothing
+// is changed. nil: a mirror that holds nothing lets it in like any other, as it does those that do not ask.
+func (m *mirror) introduction(a *wire.Attach) (answer *wire.Attached) {
 	if a.Flags&wire.AttachRebuilt == 0 {
-		return false, nil
+		return nil
 	}
-	var answer *wire.Attached
 	m.call(func() {
 		if m.store != nil && m.broken == nil {
 			answer = m.core.Introduce(a)
 		}
 	})
-	if answer == nil {
-		return false, nil
+	if answer != nil {
+		m.log("a primary that lost its journal asked who it is")
+		answer.Window, answer.MaxOffers = uint64(m.window), 1
 	}
-	m.log("a primary that lost its journal asked who it is")
-	answer.Window, answer.MaxOffers = uint64(m.window), 1
-	if err := conn.Send(answer); err != nil {
-		return true, err
+	return answer
+}
+
+// introduce answers, and waits for the primary to close.
+func introduce(conn Conn, answer *wire.Attached) error {
+	err := conn.Send(answer)
+	if err == nil {
+		_, err = conn.Next()
 	}
-	_, err = conn.Next() // it closes
-	return true, err
+	return err
 }
 
 // end ends the session; the peer is told why.
@@ -95,10 +100,15 @@ func (s *mirrorSession) end(err error) { s.cancel(err) }
 // or written, and the next one may begin while this one says farewell.
 func (s *mirrorSession) work() error {
 	err := s.stages()
+	s.over(err)
+	return err
+}
+
+// over is the session's end at the mirror, when none of its stages runs any more.
+func (s *mirrorSession) over(err error) {
 	s.cancel(err) // first: nothing more is taken
 	s.m.call(func() { s.m.lost(s) })
 	s.m.leave(s)
-	return err
 }
 
 func (s *mirrorSession) stages() error {
@@ -233,48 +243,58 @@ func (s *mirrorSession) takeZero(z *wire.Zero) error {
 
 // routineCheck unpacks and hashes what is to be staged: nothing unchecked gets there.
 func (s *mirrorSession) routineCheck(ctx context.Context) error {
-	var raw [2][]byte
-	var batch [2]*arrival
-	var found [2]wire.Hash
+	var c checker
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case batch[0] = <-s.checks:
-		}
-		n := 1
-		select {
-		case batch[1] = <-s.checks:
-			n = 2
-		default:
-		}
-		pair := pairHasher{hashes: found[:]}
-		for i, a := range batch[:n] {
-			if b, ok := unpacked(a, &raw[i]); ok {
-				pair.add(i, b)
-			}
-		}
-		pair.flush()
-		for i, a := range batch[:n] {
-			if r := a.record; r.Cause == 0 {
-				if r.Found = found[i]; r.Found != r.Data.Hash {
-					r.Cause = wire.NakHash
-				}
-			}
-			close(a.ready)
-			batch[i] = nil
+		case a := <-s.checks:
+			c.check(s, a)
 		}
 	}
 }
 
+// checker is what one routineCheck keeps.
+type checker struct {
+	raw   [2][]byte
+	batch [2]*arrival
+	found [2]wire.Hash
+}
+
+// check checks an arrival, and the one behind it where that waits already.
+func (c *checker) check(s *mirrorSession, first *arrival) {
+	batch := append(c.batch[:0], first)
+	select {
+	case a := <-s.checks:
+		batch = append(batch, a)
+	default:
+	}
+	pair := pairHasher{hashes: c.found[:]}
+	for i, a := range batch {
+		if b, ok := unpacked(a, &c.raw[i], s.blockSize); ok {
+			pair.add(i, b)
+		}
+	}
+	pair.flush()
+	for i, a := range batch {
+		if r := a.record; r.Cause == 0 {
+			if r.Found = c.found[i]; r.Found != r.Data.Hash {
+				r.Cause = wire.NakHash
+			}
+		}
+		close(a.ready)
+		batch[i] = nil
+	}
+}
+
 // unpacked is the raw content of an arrival, in buf where it came packed.
-func unpacked(a *arrival, buf *[]byte) (raw []byte, ok bool) {
+func unpacked(a *arrival, buf *[]byte, blockSize int64) (raw []byte, ok bool) {
 	d := a.record.Data
 	if d.Codec == wire.CodecRaw && len(a.payload) == int(d.RawLength) {
 		return a.payload, true
 	}
 	if cap(*buf) < int(d.RawLength) {
-		*buf = make([]byte, max(int(d.RawLength), DefaultBlockSize))
+		*buf = make([]byte, max(int(d.RawLength), int(min(blockSize, DefaultBlockSize))))
 	}
 	raw = (*buf)[:d.RawLength]
 	if wire.Unpack(d.Codec, raw, a.payload) != nil {
@@ -334,17 +354,19 @@ func (s *mirrorSession) routineSend(ctx context.Context) error {
 			return nil
 		case <-s.out.ready:
 		}
-		for {
-			batch := s.out.take()
-			if granted, ok := s.meter.Next(); ok {
-				batch = append(batch, &wire.Window{Granted: granted})
-			}
-			if len(batch) == 0 {
-				break
-			}
+		for batch := s.answers(); len(batch) > 0; batch = s.answers() {
 			if err := s.conn.Send(batch...); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// answers are what is to be sent next, and the grant that is due with them.
+func (s *mirrorSession) answers() []wire.Message {
+	batch := s.out.take()
+	if granted, ok := s.meter.Next(); ok {
+		batch = append(batch, &wire.Window{Granted: granted})
+	}
+	return batch
 }

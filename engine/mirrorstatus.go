@@ -81,7 +81,7 @@ func (m *mirror) setPaused(paused bool) error {
 			err = m.unusable("pause")
 			return
 		}
-		m.carryOut(m.core.Step(&replica.Pause{Paused: paused}), nil)
+		m.step(&replica.Pause{Paused: paused}, nil)
 		if m.broken != nil {
 			err = m.broken
 		} else if paused && m.current != nil {
@@ -165,11 +165,11 @@ func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
 }
 
 // setLast notes why a session ended.
-func (v *mirrorView) setLast(err error) {
+func (v *mirrorView) setLast(err error, at time.Time) {
 	if err == nil {
 		return
 	}
-	v.last = &DisconnectCause{Class: string(wire.Classify(err)), Error: err.Error(), At: time.Now().UTC().Format(time.RFC3339)}
+	v.last = &DisconnectCause{Class: string(wire.Classify(err)), Error: err.Error(), At: at.UTC().Format(time.RFC3339)}
 }
 
 // claimed tells that a primary has attached once: the device is its mirror's alone.

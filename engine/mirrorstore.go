@@ -162,7 +162,9 @@ func (m *mirror) step(e replica.Event, a *arrival) {
 		}
 	}
 	m.carryOut(actions, a)
-	if a != nil && a.record != nil && m.current != nil && m.current.waiting != a {
+	// A step within this one, of Measured say, may have taken it already.
+	if a != nil && a.record != nil && !a.settled && m.current != nil && m.current.waiting != a {
+		a.settled = true
 		m.current.done(a)
 	}
 }
@@ -276,10 +278,10 @@ func (s *mirrorStore) beginStaging(a replica.BeginStaging) error {
 	f := s.m.core.Facts()
 	h := journal.StagingHeader{Volume: f.UUID, Generation: f.Generation.ID, Incarnation: a.Incarnation,
 		Base: a.Base, Epoch: a.Epoch, BlockSize: f.BlockSize, Size: f.Size}
-	st, err := journal.CreateStaging(s.m.fs, s.m.stagingDir(), h, s.stagingOptions())
+	st, err := journal.CreateStaging(s.m.fs, s.m.stagingDir(), h, s.m.staging)
 	if errors.Is(err, fs.ErrExist) { // of a number that was never committed
 		if err = journal.RemoveStaging(s.m.fs, s.m.stagingDir(), a.Epoch); err == nil {
-			st, err = journal.CreateStaging(s.m.fs, s.m.stagingDir(), h, s.stagingOptions())
+			st, err = journal.CreateStaging(s.m.fs, s.m.stagingDir(), h, s.m.staging)
 		}
 	}
 	s.partial = st
@@ -315,7 +317,7 @@ func (s *mirrorStore) flush() error {
 // which costs a transaction of the file system for each run of pages. Should somebody else fill it up in
 // between, the epoch waits, committed, until there is room.
 func (s *mirrorStore) ample() bool {
-	free, err := freeBytes(s.m.config.Path)
+	free, err := s.m.deviceRoom(s.m.config.Path)
 	return err == nil && free >= roomAmple && free/2 >= int64(s.partial.PageCount())*pageSize
 }
 

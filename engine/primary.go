@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ type primary struct {
 	size      int64
 	blockSize int64
 	now       func() time.Time
+	wait      func(try func() bool) // nil: goroutines block
+	sizes     Sizes
 	path      *track.Path
 	tracker   *track.Tracker
 	journal   *journal.VolumeLog
@@ -52,13 +55,15 @@ type primary struct {
 	compare   *comparison // nil: nothing to compare
 	index     *indexer
 
+	checkpointed time.Time // when the last one was made; of routineCheckpoint
+
 	export   *nbd.Server
 	listener net.Listener
 
 	mirrors struct {
 		sync.RWMutex
-		list []*shipper // replaced, never changed
-		ctx  context.Context
+		list []*shipper      // replaced, never changed
+		ctx  context.Context // nil: they are not started, and somebody else drives them
 	}
 
 	cancel   context.CancelCauseFunc
@@ -71,7 +76,7 @@ type primary struct {
 	failure       atomic.Pointer[Error]  // why writes are refused
 }
 
-// primaryDeps is what a primary gets from its node.
+// primaryDeps is what a primary gets from its node. Those from index on have defaults.
 type primaryDeps struct {
 	name   string
 	config VolumeConfig
@@ -82,6 +87,31 @@ type primaryDeps struct {
 	lock   func(dir string) (release func(), err error)
 	log    func(string)
 	now    func() time.Time
+
+	index      func(dir string) (blockIndex, error)
+	unindex    func(dir string) error // removes an index
+	identities func(path string) ([]string, error)
+	bootID     func() (string, error)
+	random     func([]byte)
+	wait       func(try func() bool) // nil: goroutines block
+	sizes      Sizes
+	journal    journal.VolumeOptions
+}
+
+func (d primaryDeps) withDefaults() primaryDeps {
+	if d.index == nil {
+		d.index, d.unindex = openBlockIndex, journal.RemoveIndex
+	}
+	if d.identities == nil {
+		d.identities = blockdev.Identities
+	}
+	if d.bootID == nil {
+		d.bootID = blockdev.BootID
+	}
+	if d.random == nil {
+		d.random = func(b []byte) { rand.Read(b) }
+	}
+	return d
 }
 
 // start lets clients and mirrors in.
@@ -149,7 +179,9 @@ func (p *primary) tune(c VolumeConfig) {
 		}
 		s := p.addMirror(m)
 		p.tracker.DoubtAll(s.sets)
-		s.start(ctx)
+		if ctx != nil {
+			s.start(ctx)
+		}
 		p.log("mirror " + m.Name + " is new")
 	}
 	for _, s := range next {
@@ -172,17 +204,12 @@ func (p *primary) addMirror(m MirrorConfig) *shipper {
 // stop ends the volume cleanly (docs/LIVE.md, "Clean stop"). Whatever fails on the way, everything is
 // closed; the first error is returned, and then the next start finds an unclean end.
 func (p *primary) stop(ctx context.Context) error {
-	var first error
-	note := func(what string, err error) {
-		if err != nil && first == nil {
-			first = deviceError(what, p.dir, err)
-		}
-	}
+	end := ending{p: p}
 	if p.export != nil {
-		note("close export", p.export.Close(ctx))
+		end.note("close export", p.export.Close(ctx))
 	}
 	p.path.Refuse(errStopping)
-	note("finish writes", p.path.Drain(ctx))
+	end.note("finish writes", p.path.Drain(ctx))
 	var last sync.WaitGroup
 	for _, s := range p.shippers() {
 		last.Go(func() { s.finish(ctx) })
@@ -195,14 +222,31 @@ func (p *primary) stop(ctx context.Context) error {
 		s.stop()
 	}
 	p.routines.Wait()
-	if first == nil {
-		note("make state durable", p.settle())
+	p.close(&end)
+	return end.first
+}
+
+// close makes the state durable, if all went well until now, and closes everything. Nothing runs any more.
+func (p *primary) close(end *ending) {
+	if end.first == nil {
+		end.note("make state durable", p.settle())
 	}
-	note("close index", p.index.index.close())
-	note("close journal", p.journal.Close())
-	note("close device", p.dev.Close())
+	end.note("close index", p.index.index.close())
+	end.note("close journal", p.journal.Close())
+	end.note("close device", p.dev.Close())
 	p.release()
-	return first
+}
+
+// ending keeps the first error of a stop.
+type ending struct {
+	p     *primary
+	first error
+}
+
+func (e *ending) note(what string, err error) {
+	if err != nil && e.first == nil {
+		e.first = deviceError(what, e.p.dir, err)
+	}
 }
 
 // settle writes the last checkpoint: with it the next start knows exactly what every mirror needs.

@@ -1,7 +1,7 @@
 package engine
 
 import (
-	"crypto/rand"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -19,7 +19,9 @@ import (
 // openPrimary recovers a volume: when it returns, every mirror's needs are known, and what is not known to
 // be in order is in doubt. Nothing is exported or sent before start.
 func openPrimary(d primaryDeps) (*primary, error) {
-	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, now: d.now, incarnation: newIncarnation()}
+	d = d.withDefaults()
+	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, now: d.now, wait: d.wait, sizes: d.sizes,
+		incarnation: newIncarnation(d.random), checkpointed: d.now()}
 	p.config.Store(&d.config)
 	var err error
 	if p.release, err = d.lock(d.dir); err != nil {
@@ -29,7 +31,7 @@ func openPrimary(d primaryDeps) (*primary, error) {
 		p.release()
 		return nil, deviceError("open volume", d.config.Path, err)
 	}
-	log, state, err := journal.OpenVolume(d.fs, d.dir, journal.VolumeOptions{})
+	log, state, err := journal.OpenVolume(d.fs, d.dir, d.journal)
 	if err == nil {
 		p.journal = log
 		if err = p.recover(d, state); err != nil {
@@ -47,10 +49,10 @@ func openPrimary(d primaryDeps) (*primary, error) {
 	return p, nil
 }
 
-func newIncarnation() uint64 {
+func newIncarnation(random func([]byte)) uint64 {
 	var b [8]byte
 	for {
-		rand.Read(b[:])
+		random(b[:])
 		if n := binary.LittleEndian.Uint64(b[:]); n != 0 {
 			return n
 		}
@@ -59,7 +61,7 @@ func newIncarnation() uint64 {
 
 // recover brings facts and sets into the state that the journal and the device prove.
 func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
-	names, err := blockdev.Identities(d.config.Path)
+	names, err := d.identities(d.config.Path)
 	if err == nil {
 		p.devices = hashNames(names)
 	} else if !errors.Is(err, os.ErrNotExist) { // a device of a test has no path
@@ -71,7 +73,7 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 	}
 	f := state.Facts
 	if !state.Found {
-		if f, err = newPrimaryFacts(d.config, p.dev.Info().Size); err != nil {
+		if f, err = newPrimaryFacts(d.config, p.dev.Info().Size, d.random); err != nil {
 			return err
 		}
 	}
@@ -87,19 +89,24 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 		p.log(fmt.Sprintf("volume %s: the device has %d bytes more than the volume, they are not used", p.name, size-f.Size))
 	}
 	p.size, p.blockSize = f.Size, int64(f.BlockSize)
+	boot, err := d.bootID()
+	if err != nil {
+		return deviceError("read boot id", p.name, err)
+	}
 	suspicion := ""
 	if state.Found {
-		suspicion = foreignWrites(&f, blob, d.config.OnReboot == "trust")
+		suspicion = foreignWrites(&f, blob, boot, d.config.OnReboot == "trust")
 	}
 	p.facts.now, p.facts.log = f, p.journal
-	p.tracker = track.NewTracker(pagesOf(p.size), marker{p}, d.now)
-	if err := p.openIndex(); err != nil {
+	p.tracker = track.NewTrackerOf(pagesOf(p.size), p.pagesOfRegion(), marker{p}, d.now)
+	if err := p.openIndex(d); err != nil {
 		return err
 	}
 	for _, m := range d.config.Mirrors {
 		p.restore(p.addMirror(m), state)
 	}
-	p.path, err = track.NewPath(track.Config{Device: p.dev, Size: p.size, BlockSize: int(p.blockSize), Tracker: p.tracker, Observer: p.observer()})
+	p.path, err = track.NewPath(track.Config{Device: p.dev, Size: p.size, BlockSize: int(p.blockSize), Tracker: p.tracker, Observer: p.observer(),
+		ZeroPiece: p.sizes.ZeroPiece, Wait: p.wait})
 	if err != nil {
 		return &Error{Kind: KindState, Op: "open volume", On: d.config.Path, Err: err}
 	}
@@ -107,10 +114,6 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 		return err
 	}
 	// From here on this process may write: whoever finds the journal next must not take it for clean.
-	boot, err := blockdev.BootID()
-	if err != nil {
-		return deviceError("read boot id", p.name, err)
-	}
 	err = p.facts.change(func(f *journal.VolumeFacts) {
 		f.Clean, f.BootID, f.Device, f.Mirror.Unproven = false, boot, blob, p.compare != nil
 	})
@@ -121,8 +124,9 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 }
 
 // openIndex opens the index and makes it a consumer. One that cannot be had costs comparisons later.
-func (p *primary) openIndex() error {
-	index := &mirrorIndex{geometry: geometry{size: p.size, blockSize: p.blockSize}, dir: filepath.Join(p.dir, "index"), open: openBlockIndex, warn: p.log}
+func (p *primary) openIndex(d primaryDeps) error {
+	index := &mirrorIndex{geometry: geometry{size: p.size, blockSize: p.blockSize}, dir: filepath.Join(p.dir, "index"),
+		open: d.index, remove: d.unindex, warn: p.log}
 	if err := index.begin(false); err != nil {
 		return err
 	}
@@ -177,21 +181,25 @@ func (p *primary) restore(s *shipper, state *journal.VolumeState) {
 // regionPages is the set of all pages of some regions.
 func (p *primary) regionPages(regions []uint64) *blockdev.PageSet {
 	set := blockdev.NewPageSet(pagesOf(p.size))
+	count := p.pagesOfRegion()
 	for _, r := range regions {
-		if first := r * regionPages; first < set.Len() {
-			set.Add(first, min(regionPages, set.Len()-first))
+		if first := r * count; first < set.Len() {
+			set.Add(first, min(count, set.Len()-first))
 		}
 	}
 	return set
 }
 
-const regionPages = journal.RegionSize / blockdev.PageSize
+// pagesOfRegion is the size of a region in pages.
+func (p *primary) pagesOfRegion() uint64 {
+	return uint64(cmp.Or(p.sizes.Region, journal.RegionSize)) / blockdev.PageSize
+}
 
 func pagesOf(size int64) uint64 {
 	return uint64(size+blockdev.PageSize-1) / blockdev.PageSize
 }
 
-func newPrimaryFacts(config VolumeConfig, size int64) (journal.VolumeFacts, error) {
+func newPrimaryFacts(config VolumeConfig, size int64, random func([]byte)) (journal.VolumeFacts, error) {
 	if size == 0 {
 		return journal.VolumeFacts{}, deviceError("open volume", config.Path, blockdev.ErrEmpty)
 	}
@@ -199,8 +207,8 @@ func newPrimaryFacts(config VolumeConfig, size int64) (journal.VolumeFacts, erro
 	if f.BlockSize == 0 {
 		f.BlockSize = DefaultBlockSize
 	}
-	rand.Read(f.UUID[:])
-	rand.Read(f.Generation.ID[:])
+	random(f.UUID[:])
+	random(f.Generation.ID[:])
 	f.Generation.Counter = 1
 	return f, nil
 }
@@ -224,13 +232,12 @@ func deviceFacts(dev device) ([]byte, error) {
 // others are kept out by the lock or O_EXCL only while we run; the disk is the same.
 //
 // trustReboot is a person's word that nobody writes to it while the machine is down.
-func foreignWrites(f *journal.VolumeFacts, now []byte, trustReboot bool) string {
+func foreignWrites(f *journal.VolumeFacts, now []byte, boot string, trustReboot bool) string {
 	var old, present blockdev.Facts
 	if json.Unmarshal(f.Device, &old) != nil || json.Unmarshal(now, &present) != nil {
 		return "what the device was is not known: everything is compared"
 	}
-	boot, err := blockdev.BootID()
-	sameBoot := err == nil && boot == f.BootID
+	sameBoot := boot == f.BootID
 	switch {
 	case f.Mirror.Unproven:
 		return "an earlier comparison was interrupted: the device is compared again"
@@ -262,6 +269,7 @@ func journalError(op, dir string, err error) error {
 // capture gives a mirror its spool, which is a file without a name once it is made.
 func (p *primary) capture(m MirrorConfig) track.CaptureConfig {
 	name := sha256.Sum256([]byte(m.Name)) // it may be an address
-	return track.CaptureConfig{Pages: pagesOf(p.size), BlockPages: uint64(p.blockSize) / pageSize, Memory: captureMemory, Spool: captureSpool,
+	return track.CaptureConfig{Pages: pagesOf(p.size), BlockPages: uint64(p.blockSize) / pageSize,
+		Memory: cmp.Or(p.sizes.CaptureMemory, captureMemory), Spool: cmp.Or(p.sizes.CaptureSpool, captureSpool),
 		FS: p.fs, Path: filepath.Join(p.dir, fmt.Sprintf("spool-%x", name[:6]))}
 }

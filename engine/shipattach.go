@@ -17,7 +17,7 @@ import (
 type shipSession struct {
 	*link
 	window *wire.SendWindow
-	work   chan offerJob
+	work   chan offerJob // has room for all that may be unanswered
 
 	// ship ends when reading must stop: the session is over, or the cut was given up.
 	mu     sync.Mutex
@@ -62,6 +62,20 @@ func (s *shipper) attach(conn *wire.Conn) (*wire.Hello, *wire.Attached, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	open := s.attachMessage()
+	if err := conn.Send(open); err != nil {
+		return nil, nil, err
+	}
+	msg, err := conn.Next()
+	if err != nil {
+		return nil, nil, err
+	}
+	answer, err := s.accept(open, msg)
+	return hello, answer, err
+}
+
+// attachMessage says what the mirror has to know of us.
+func (s *shipper) attachMessage() *wire.Attach {
 	f := s.p.facts.get()
 	m := s.p.facts.of(s.config.Name)
 	open := &wire.Attach{Volume: s.p.name, VolumeID: f.UUID, Generation: wire.Generation(f.Generation), Incarnation: s.p.incarnation,
@@ -74,23 +88,21 @@ func (s *shipper) attach(conn *wire.Conn) (*wire.Hello, *wire.Attached, error) {
 	if f.Rebuilt {
 		open.Flags |= wire.AttachRebuilt
 	}
-	if err := conn.Send(open); err != nil {
-		return nil, nil, err
-	}
-	msg, err := conn.Next()
-	if err != nil {
-		return nil, nil, err
-	}
+	return open
+}
+
+// accept takes the answer to an Attach.
+func (s *shipper) accept(open *wire.Attach, msg wire.Message) (*wire.Attached, error) {
 	switch msg := msg.(type) {
 	case *wire.Attached:
 		if msg.Size < s.p.size {
-			return nil, nil, protocolError("a mirror of %d bytes takes a volume of %d", msg.Size, s.p.size)
+			return nil, protocolError("a mirror of %d bytes takes a volume of %d", msg.Size, s.p.size)
 		}
-		return hello, msg, s.adopt(f, msg)
+		return msg, s.adopt(open, msg)
 	case *wire.Refused:
-		return nil, nil, &wire.RemoteError{Code: msg.Code, Text: msg.Text}
+		return nil, &wire.RemoteError{Code: msg.Code, Text: msg.Text}
 	}
-	return nil, nil, unexpected(msg, "Attached")
+	return nil, unexpected(msg, "Attached")
 }
 
 // errAdopted ends a connection that brought a rebuilt volume its identity: the next one uses it.
@@ -98,8 +110,8 @@ var errAdopted = errors.New("the volume took its identity over from the mirror")
 
 // adopt takes UUID and history over from a mirror where the journal was rebuilt: the volume goes on as a
 // child of what the mirror holds, at no cut of it.
-func (s *shipper) adopt(f journal.VolumeFacts, a *wire.Attached) error {
-	if !f.Rebuilt || a.VolumeID == [16]byte{} {
+func (s *shipper) adopt(open *wire.Attach, a *wire.Attached) error {
+	if open.Flags&wire.AttachRebuilt == 0 || a.VolumeID == [16]byte{} {
 		return nil
 	}
 	err := s.p.facts.change(func(f *journal.VolumeFacts) {
@@ -122,18 +134,22 @@ func (s *shipper) adopt(f journal.VolumeFacts, a *wire.Attached) error {
 
 // session1 runs a session from Attached on.
 func (s *shipper) session1(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attached) error {
-	var prog Progress
-	l := newLink(ctx, conn, &prog)
-	session := &shipSession{link: l, window: wire.NewWindow(a.Window), work: make(chan offerJob)}
-	session.ship, session.noShip = context.WithCancelCause(l.ctx)
+	session := newShipSession(ctx, conn, a)
 	if err := s.attached(session, hello, a); err != nil {
-		l.cancel(err)
+		session.end(err)
 		s.lost()
-		return l.run(func(wire.Message) error { return nil }, func() error { return err })
+		return session.link.run(func(wire.Message) error { return nil }, func() error { return err })
 	}
-	err := l.run(s.handle, func() error { return s.run(session) })
+	err := session.link.run(s.handle, func() error { return s.run(session) })
 	s.lost()
 	return err
+}
+
+func newShipSession(ctx context.Context, conn Conn, a *wire.Attached) *shipSession {
+	l := newLink(ctx, conn, new(Progress))
+	session := &shipSession{link: l, window: wire.NewWindow(a.Window), work: make(chan offerJob, shipOffers)}
+	session.ship, session.noShip = context.WithCancelCause(l.ctx)
+	return session
 }
 
 // run ends when the session has, with everything that it started.

@@ -18,19 +18,16 @@ func (s *shipper) routineDrive(ctx context.Context) {
 	timer := time.NewTimer(awakeEvery)
 	defer timer.Stop()
 	for {
-		wait := awakeEvery
-		if a, session := s.next(); a.Kind == ship.Wait {
-			if !a.At.IsZero() {
-				wait = min(wait, max(time.Until(a.At), 0))
-			}
-		} else {
-			if err := s.do(a, session); err != nil {
-				s.failed(session, err)
-			}
-			if ctx.Err() != nil {
-				return
-			}
+		at, did := s.drive()
+		if ctx.Err() != nil {
+			return
+		}
+		if did {
 			continue
+		}
+		wait := awakeEvery
+		if !at.IsZero() {
+			wait = min(wait, max(at.Sub(s.p.now()), 0))
 		}
 		timer.Reset(wait)
 		select {
@@ -40,6 +37,38 @@ func (s *shipper) routineDrive(ctx context.Context) {
 		case <-timer.C:
 		}
 	}
+}
+
+// drive does one thing, if there is one. at is when there may be, if nothing happens before; zero: never.
+func (s *shipper) drive() (at time.Time, did bool) {
+	a, session := s.next()
+	if a.Kind == ship.Wait {
+		return a.At, false
+	}
+	if err := s.do(a, session); err != nil {
+		s.failed(session, err)
+	}
+	return time.Time{}, true
+}
+
+// takeHands waits until no batch is between reading and sending, and keeps all from being begun.
+func (s *shipper) takeHands() (release func()) {
+	if s.p.wait == nil {
+		s.hands.Lock()
+	} else {
+		s.p.wait(s.hands.TryLock)
+	}
+	return s.hands.Unlock
+}
+
+// lendHand begins a batch.
+func (s *shipper) lendHand() (release func()) {
+	if s.p.wait == nil {
+		s.hands.RLock()
+	} else {
+		s.p.wait(s.hands.TryRLock)
+	}
+	return s.hands.RUnlock
 }
 
 // next asks the core. The counts are taken so that what moves from one to the next is never missed: a page
@@ -125,8 +154,7 @@ func (s *shipper) doCut(session *shipSession) error {
 	if err != nil {
 		return err
 	}
-	s.hands.Lock()
-	defer s.hands.Unlock()
+	defer s.takeHands()()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stands(session) {
@@ -136,6 +164,7 @@ func (s *shipper) doCut(session *shipSession) error {
 		s.voided().Union(voids)
 	}
 	s.full, s.refused = false, nil
+	s.blank = -1 // should another bulk follow, it does not meet a blank device
 	s.core.CutTaken(number, s.p.now())
 	return nil
 }
@@ -231,8 +260,7 @@ func (s *shipper) doGiveUp(reason string) {
 		session.stopShipping()
 		defer session.shipAgain()
 	}
-	s.hands.Lock()
-	defer s.hands.Unlock()
+	defer s.takeHands()()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.core.Doomable() {
@@ -301,8 +329,7 @@ func (s *shipper) doPass(session *shipSession) error {
 	if err != nil {
 		return err
 	}
-	s.hands.Lock()
-	defer s.hands.Unlock()
+	defer s.takeHands()()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stands(session) {
@@ -324,8 +351,7 @@ func (s *shipper) doFlush(session *shipSession) error {
 	if err != nil {
 		return err
 	}
-	s.hands.Lock()
-	defer s.hands.Unlock()
+	defer s.takeHands()()
 	s.mu.Lock()
 	if !s.stands(session) || !s.p.tracker.BulkFlush(s.sets) {
 		s.mu.Unlock()

@@ -84,6 +84,7 @@ type item struct {
 // shared is a buffer of the pool that several items refer to.
 type shared struct {
 	pool *blockdev.Pool
+	wait func(try func() bool) // for room in it; nil: the goroutine blocks
 	bufs [][]byte
 	refs atomic.Int32
 }
@@ -113,7 +114,7 @@ const (
 )
 
 func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
-	s := &shipper{p: p, config: m, capture: c, pool: blockdev.NewPool(shipMemory), kept: map[uint64]item{}, offers: map[uint64]claim{},
+	s := &shipper{p: p, config: m, capture: c, pool: blockdev.NewPool(cmp.Or(p.sizes.ShipMemory, shipMemory)), kept: map[uint64]item{}, offers: map[uint64]claim{},
 		tries: map[int64]int{}, blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
 	s.sets = p.tracker.AddConsumer(m.Name, c)
 	known := p.facts.of(m.Name)
@@ -128,7 +129,8 @@ func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
 
 func (s *shipper) tune() ship.Config {
 	c := s.p.config.Load()
-	return ship.Config{Interval: c.Interval, BulkWhenFull: c.OnStagingFull == "bulk"}
+	return ship.Config{Interval: c.Interval, BulkWhenFull: c.OnStagingFull == "bulk",
+		FlushBytes: s.p.sizes.BulkFlush, SmallRest: s.p.sizes.SmallRest}
 }
 
 // start begins to connect and to drive. stop ends both and waits.
@@ -220,7 +222,7 @@ func (s *shipper) disconnected(err error) {
 		s.barred = own.Error() + "; " + own.Next
 	}
 	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
-	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: time.Now().UTC().Format(time.RFC3339)}
+	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: s.p.now().UTC().Format(time.RFC3339)}
 	if own.Kind == KindIntegrity {
 		s.stopped = own.Error() + "; " + resumeHint
 	}
@@ -328,7 +330,7 @@ func (s *shipper) waitFor(ctx context.Context, reached func(ship.State) (uint64,
 // status tells how the mirror stands.
 func (s *shipper) status() MirrorStatus {
 	counts := s.p.tracker.Counts(s.sets)
-	lag := s.sets.Oldest(time.Now())
+	lag := s.sets.Oldest(s.p.now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.core.State()
@@ -373,7 +375,7 @@ func (s *shipper) state(st ship.State, lag time.Duration) string {
 		return "holding"
 	case lag > s.p.maxLag():
 		return "lagging"
-	case !st.Began.IsZero() && time.Since(st.Began) > 2*max(s.p.config.Load().Interval, time.Second):
+	case !st.Began.IsZero() && s.p.now().Sub(st.Began) > 2*max(s.p.config.Load().Interval, time.Second):
 		return "catching-up"
 	}
 	return "connected"

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -21,18 +22,9 @@ func (s *shipper) routineRead(session *shipSession) {
 	packer := newPacking(session)
 	for session.ctx.Err() == nil {
 		s.mu.Lock()
-		epoch, ok := s.core.MayShip()
 		changed := s.changed
 		s.mu.Unlock()
-		more := false
-		if ok {
-			var err error
-			if more, err = s.shipBatch(session, epoch, packer); err != nil {
-				session.end(err)
-				return
-			}
-		}
-		if more {
+		if s.read(session, packer) {
 			continue
 		}
 		s.poke() // this may have been the last of it
@@ -43,10 +35,24 @@ func (s *shipper) routineRead(session *shipSession) {
 	}
 }
 
+// read ships a batch, if anything may be shipped. more: there may be more to do at once.
+func (s *shipper) read(session *shipSession, packer *packing) (more bool) {
+	s.mu.Lock()
+	epoch, ok := s.core.MayShip()
+	s.mu.Unlock()
+	if !ok {
+		return false
+	}
+	more, err := s.shipBatch(session, epoch, packer)
+	if err != nil {
+		session.end(err)
+	}
+	return more && err == nil
+}
+
 // shipBatch reads and sends one batch. more: there may be more to do at once.
 func (s *shipper) shipBatch(session *shipSession, epoch uint64, packer *packing) (more bool, err error) {
-	s.hands.RLock()
-	defer s.hands.RUnlock()
+	defer s.lendHand()()
 	s.inHand.Add(1)
 	defer s.inHand.Add(-1)
 	ctx := session.shipping()
@@ -72,9 +78,12 @@ func (s *shipper) shipBatch(session *shipSession, epoch uint64, packer *packing)
 	return more, err
 }
 
+// batch is how much a reader gathers before it sends.
+func (s *shipper) batch() int64 { return cmp.Or(s.p.sizes.ShipBatch, shipBatch) }
+
 // takeAgainLocked takes what has to be sent again, at most a batch.
 func (s *shipper) takeAgainLocked(ok bool) (items []item) {
-	for n := int64(0); ok && len(s.again) > 0 && n < shipBatch; s.again = s.again[1:] {
+	for n := int64(0); ok && len(s.again) > 0 && n < s.batch(); s.again = s.again[1:] {
 		items = append(items, s.again[0])
 		n += s.again[0].length
 	}
@@ -83,20 +92,20 @@ func (s *shipper) takeAgainLocked(ok bool) (items []item) {
 
 // readBatch reads closed pages until a batch is full or nothing is left, and makes items of them.
 func (s *shipper) readBatch(ctx context.Context, packer *packing) (items []item, more bool, err error) {
-	buf := &shared{pool: s.pool}
+	buf := &shared{pool: s.pool, wait: s.p.wait}
 	buf.refs.Store(1)
 	defer buf.release()
 	var read int64
 	more = true
-	for more && read < shipBatch && err == nil {
+	for batch := s.batch(); more && read < batch && err == nil; {
 		var pieces []track.Piece
-		pieces, more, err = s.p.path.ReadClosed(ctx, s.sets, shipBatch, buf)
+		pieces, more, err = s.p.path.ReadClosed(ctx, s.sets, int(batch), buf)
 		if len(pieces) == 0 && err == nil && !more {
 			break
 		}
 		for i := range pieces {
 			items = s.addItems(items, &pieces[i], buf)
-			read += min(pieces[i].Length, shipBatch)
+			read += min(pieces[i].Length, batch)
 		}
 	}
 	s.hashItems(items)
@@ -155,7 +164,7 @@ func (p *packing) pack(raw []byte) (wire.Codec, []byte) {
 
 // Get and Put make a batch the place where what is read for it goes.
 func (b *shared) Get(ctx context.Context, n int) ([]byte, error) {
-	buf, err := b.pool.Get(ctx, n)
+	buf, err := takeBuffer(ctx, b.pool, b.wait, n)
 	if err == nil {
 		b.bufs = append(b.bufs, buf)
 	}
@@ -225,7 +234,7 @@ func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uin
 			cost += items[n].cost()
 			n++
 		}
-		err := session.window.Acquire(ctx, cost)
+		err := s.acquire(ctx, session, cost)
 		if err == nil {
 			err = s.sendSome(session, epoch, items[:n])
 			items = items[n:] // whether or not they got there: they have their numbers
@@ -241,6 +250,44 @@ func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uin
 		}
 	}
 	return nil
+}
+
+// acquire takes room of the mirror's window. Where nothing may block it is tried until it is there.
+func (s *shipper) acquire(ctx context.Context, session *shipSession, n int64) (err error) {
+	if s.p.wait == nil {
+		return session.window.Acquire(ctx, n)
+	}
+	s.p.wait(func() bool {
+		if err = context.Cause(ctx); err == nil {
+			err = session.window.Acquire(triedOnce, n)
+		}
+		return !errors.Is(err, errTriedOnce)
+	})
+	return err
+}
+
+// triedOnce is for what is to fail where it would wait.
+var triedOnce, errTriedOnce = func() (context.Context, error) {
+	err := errors.New("it would have to wait")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(err)
+	return ctx, err
+}()
+
+// takeBuffer is Pool.Get, likewise.
+func takeBuffer(ctx context.Context, pool *blockdev.Pool, wait func(try func() bool), n int) (b []byte, err error) {
+	if wait == nil || int64(n) > pool.Limit() {
+		return pool.Get(ctx, n)
+	}
+	wait(func() bool {
+		if err = ctx.Err(); err != nil {
+			return true
+		}
+		var ok bool
+		b, ok = pool.TryGet(n)
+		return ok
+	})
+	return b, err
 }
 
 func (it *item) cost() int64 {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -183,15 +184,16 @@ type offerJob struct {
 func (s *shipper) doOffer(session *shipSession) error {
 	counts := s.p.tracker.Counts(s.sets)
 	unit := uint64(1)
-	if int64(counts.Doubt)*pageSize > pageOffers {
+	if int64(counts.Doubt)*pageSize > cmp.Or(s.p.sizes.PageOffers, pageOffers) {
 		unit = uint64(s.p.blockSize) / pageSize
 	}
+	most := uint64(cmp.Or(s.p.sizes.OfferBytes, offerBytes)) / pageSize
 	s.mu.Lock()
 	if !s.stands(session) {
 		s.mu.Unlock()
 		return nil
 	}
-	first, n, ok := s.p.tracker.NextDoubt(s.sets, s.doubtAt, offerBytes/pageSize)
+	first, n, ok := s.p.tracker.NextDoubt(s.sets, s.doubtAt, most)
 	if !ok {
 		s.doubtAt = 0
 		s.core.Swept()
@@ -201,7 +203,7 @@ func (s *shipper) doOffer(session *shipSession) error {
 	if unit > 1 { // whole blocks: what of them is not in doubt costs a comparison and no more
 		end := first + n
 		first -= first % unit
-		n = min(offerBytes/pageSize, (end-first+unit-1)/unit*unit, s.p.tracker.Pages()-first)
+		n = min(most, (end-first+unit-1)/unit*unit, s.p.tracker.Pages()-first)
 	}
 	s.doubtAt = first + n
 	s.offerSeq++
@@ -237,7 +239,7 @@ func (s *shipper) routineOffer(session *shipSession) {
 
 func (s *shipper) offer(session *shipSession, job offerJob) error {
 	e := s.extent(job.first, job.count)
-	buf, err := s.pool.Get(session.ctx, int(e.Length))
+	buf, err := takeBuffer(session.ctx, s.pool, s.p.wait, int(e.Length))
 	if err != nil {
 		return context.Cause(session.ctx)
 	}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -22,6 +23,9 @@ type Options struct {
 	// Default none.
 	Spares int
 
+	// Random fills a new log's identity. Default crypto/rand.
+	Random func(b []byte)
+
 	// lastRoom is how many bytes at the end of a segment stay free for appendLast, which gets them only
 	// where no further segment can be had.
 	lastRoom int64
@@ -42,6 +46,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.BufferSize == 0 {
 		o.BufferSize = defaultBufferSize
+	}
+	if o.Random == nil {
+		o.Random = func(b []byte) { rand.Read(b) } // which never fails
 	}
 	return o
 }

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -79,9 +78,7 @@ func createSegment(fs FS, dir string, h segmentHeader, spare string, room int64)
 // createLog starts a log in an empty folder.
 func createLog(fs FS, dir string, o Options) (*Log, error) {
 	h := segmentHeader{kind: o.Kind, number: 1, first: 1}
-	if _, err := io.ReadFull(rand.Reader, h.id[:]); err != nil {
-		return nil, err
-	}
+	o.Random(h.id[:])
 	var room int64
 	if o.Spares > 0 {
 		room = o.SegmentSize

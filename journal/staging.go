@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"strconv"
@@ -59,12 +58,19 @@ type StagingOptions struct {
 	// default 1 MiB.
 	BufferSize int
 
+	// FrameRecords is how many records wait with their payloads. At most 1024, which is the default. 72 bytes
+	// of the buffer are kept for each.
+	FrameRecords int
+
 	// PlanPieces is how many pieces Plan keeps in memory, 24 bytes each. Default 1,048,576.
 	PlanPieces int
 
 	// Vouched is for OpenStaging: the Seq of a point that was durable, as the caller knows from elsewhere
 	// (the commit record). A file that ends below it is damaged, and nothing of it is cut.
 	Vouched uint64
+
+	// Random fills a file's identity. Default crypto/rand.
+	Random func(b []byte)
 }
 
 const (
@@ -78,6 +84,12 @@ func (o StagingOptions) withDefaults() StagingOptions {
 		o.BufferSize = defaultStagingBuffer
 	}
 	o.BufferSize = max(1, min(o.BufferSize, maxStagingBuffer))
+	if o.FrameRecords <= 0 || o.FrameRecords > maxStagingEntries {
+		o.FrameRecords = maxStagingEntries
+	}
+	if o.Random == nil {
+		o.Random = func(b []byte) { rand.Read(b) } // which never fails
+	}
 	if o.PlanPieces == 0 {
 		o.PlanPieces = defaultPlanPieces
 	}
@@ -138,8 +150,8 @@ type stagingNow struct {
 	err     error // sticky
 }
 
-// stagingTable is the room for head and table at the beginning of the buffer.
-const stagingTable = stagingHeadSize + maxStagingEntries*stagingEntrySize
+// table is the room for head and table at the beginning of the buffer.
+func (s *Staging) table() int { return stagingHeadSize + s.opts.FrameRecords*stagingEntrySize }
 
 // CreateStaging starts the staging of an epoch. The folder must exist. The file has a temporary name, and is
 // gone after a crash, until the first Sync, Rebase or Seal has returned. fs.ErrExist: that epoch has a file.
@@ -163,9 +175,7 @@ func createStaging(fs FS, dir string, h StagingHeader, o StagingOptions) (*Stagi
 		return nil, err
 	}
 	s := newStaging(fs, dir, o, h)
-	if _, err := io.ReadFull(rand.Reader, s.id[:]); err != nil {
-		return nil, err
-	}
+	o.Random(s.id[:])
 	file, err := fs.Create(path)
 	if err != nil {
 		return nil, err
@@ -245,7 +255,7 @@ func (s *Staging) fail(err error) error {
 func (s *Staging) note() {
 	bytes := s.tail
 	if n := len(s.pending); n > 0 {
-		bytes = alignStaging(s.tail + int64(stagingHeadSize+n*stagingEntrySize+len(s.buf)-stagingTable))
+		bytes = alignStaging(s.tail + int64(stagingHeadSize+n*stagingEntrySize+len(s.buf)-s.table()))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -26,14 +26,14 @@ func (s *Staging) Append(rec StagingRecord, payload []byte) error {
 	if err != nil {
 		return fmt.Errorf("append record %d to %s: %w", rec.Seq, s.path, err)
 	}
-	if full := len(s.pending) == maxStagingEntries; full ||
-		len(s.pending) > 0 && len(s.buf)+len(payload) > stagingTable+s.opts.BufferSize {
+	if full := len(s.pending) == s.opts.FrameRecords; full ||
+		len(s.pending) > 0 && len(s.buf)+len(payload) > s.table()+s.opts.BufferSize {
 		if err := s.flush(); err != nil {
 			return err
 		}
 	}
 	if s.buf == nil {
-		s.buf = make([]byte, stagingTable, stagingTable+s.opts.BufferSize)
+		s.buf = make([]byte, s.table(), s.table()+s.opts.BufferSize)
 	}
 	s.pending = append(s.pending, rec)
 	s.buf = append(s.buf, payload...)
@@ -52,10 +52,10 @@ func (s *Staging) flush() error {
 	first := &s.pending[0]
 	f := stagingHead{
 		kind: frameRecords, count: uint32(len(s.pending)), body: uint32(len(s.pending) * stagingEntrySize),
-		payload: uint32(len(s.buf) - stagingTable), prev: s.last, durable: s.durable,
+		payload: uint32(len(s.buf) - s.table()), prev: s.last, durable: s.durable,
 		low: first.Offset, high: first.Offset + first.Length, seq: s.seq,
 	}
-	b := s.buf[stagingTable-stagingHeadSize-int(f.body):]
+	b := s.buf[s.table()-stagingHeadSize-int(f.body):]
 	off := s.tail + stagingHeadSize
 	at := off + int64(f.body)
 	for i := range s.pending {
@@ -73,8 +73,8 @@ func (s *Staging) flush() error {
 		return err
 	}
 	s.pending = s.pending[:0]
-	s.buf = s.buf[:stagingTable]
-	if cap(s.buf) > 2*(stagingTable+s.opts.BufferSize) {
+	s.buf = s.buf[:s.table()]
+	if cap(s.buf) > 2*(s.table()+s.opts.BufferSize) {
 		s.buf = nil // one payload was longer than the buffer
 	}
 	return nil

@@ -61,8 +61,13 @@ type listsAt struct {
 
 // VolumeOptions of a volume's journal. The zero value of a field stands for its default.
 type VolumeOptions struct {
-	SegmentSize int64 // bytes; see Options. Default 16 MiB
-	BufferSize  int   // bytes; see Options. Default 1 MiB
+	SegmentSize int64          // bytes; see Options. Default 16 MiB
+	BufferSize  int            // bytes; see Options. Default 1 MiB
+	Random      func(b []byte) // see Options
+
+	// RegionSize is the unit of marks, in bytes: a power of two of at least a page, and always the same for
+	// one journal, which does not know it. Default RegionSize.
+	RegionSize int64
 
 	// Spares is how many further segments there is always room for. Default 2.
 	Spares int
@@ -87,6 +92,9 @@ const (
 func (o VolumeOptions) withDefaults() VolumeOptions {
 	log := Options{SegmentSize: o.SegmentSize, BufferSize: o.BufferSize}.withDefaults()
 	o.SegmentSize, o.BufferSize = log.SegmentSize, log.BufferSize
+	if o.RegionSize == 0 {
+		o.RegionSize = RegionSize
+	}
 	if o.Spares == 0 {
 		o.Spares = defaultSpares
 	}
@@ -125,12 +133,13 @@ func OpenVolume(fs FS, dir string, o VolumeOptions) (*VolumeLog, *VolumeState, e
 }
 
 func (l *VolumeLog) open() (*VolumeState, error) {
-	r := volumeReplay{fs: l.fs, dir: l.dir}
+	r := volumeReplay{fs: l.fs, dir: l.dir, regionSize: l.opts.RegionSize}
 	var err error
 	l.log, err = Open(l.fs, l.dir, Options{
 		Kind:        KindVolume,
 		SegmentSize: l.opts.SegmentSize,
 		BufferSize:  l.opts.BufferSize,
+		Random:      l.opts.Random,
 		Spares:      l.opts.Spares,
 		lastRoom:    min(lastRoomMax, l.opts.SegmentSize/8),
 		verify:      r.verify,
@@ -141,7 +150,7 @@ func (l *VolumeLog) open() (*VolumeState, error) {
 	l.named, l.lists = r.record.number, r.lists
 	if r.found {
 		l.size = r.state.Facts.Size
-		l.regions.Store(r.state.Facts.regions())
+		l.regions.Store(r.state.Facts.regions(l.opts.RegionSize))
 	}
 	l.since.Store(r.bytes)
 	// What a crash has left between the record of a checkpoint and the end of Finish.
@@ -249,7 +258,7 @@ func (l *VolumeLog) encodeLocked(f *VolumeFacts, leave int64) ([]byte, error) {
 func (l *VolumeLog) adoptLocked(f *VolumeFacts, encoded []byte) {
 	l.encoded, l.size = encoded, f.Size
 	l.changes++
-	l.regions.Store(f.regions())
+	l.regions.Store(f.regions(l.opts.RegionSize))
 }
 
 // SinceCheckpoint is how many bytes of marks and facts there are since the T of the last checkpoint that

@@ -84,7 +84,7 @@ func (c *Checkpoint) finish(facts *VolumeFacts, sets []NamedSet, hot []uint64) e
 		defer l.mu.Unlock()
 		c.endLocked(done)
 	}()
-	if err := checkSets(facts, sets, hot); err != nil {
+	if err := checkSets(facts, l.opts.RegionSize, sets, hot); err != nil {
 		return err
 	}
 	record := checkpointRecord{number: number, segment: c.from.Number, first: c.from.First}
@@ -106,11 +106,11 @@ func (c *Checkpoint) finish(facts *VolumeFacts, sets []NamedSet, hot []uint64) e
 }
 
 // checkSets says whether a checkpoint can be read back with these facts.
-func checkSets(f *VolumeFacts, sets []NamedSet, hot []uint64) error {
+func checkSets(f *VolumeFacts, regionSize int64, sets []NamedSet, hot []uint64) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	limits := f.limits()
+	limits := f.limits(regionSize)
 	if len(sets) > MaxSets {
 		return fmt.Errorf("%w: %d sets, at most %d", ErrFacts, len(sets), MaxSets)
 	}

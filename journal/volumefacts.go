@@ -68,8 +68,8 @@ type ReplicaFacts struct {
 	Doubts []blockdev.Extent // what the mirror can no longer vouch for
 }
 
-// regions is how many regions a volume has.
-func (f *VolumeFacts) regions() uint64 { return uint64(f.Size+RegionSize-1) / RegionSize }
+// regions is how many regions of a size a volume has.
+func (f *VolumeFacts) regions(size int64) uint64 { return uint64(f.Size+size-1) / uint64(size) }
 
 // check says whether the facts can be those of a volume.
 func (f *VolumeFacts) check() error {

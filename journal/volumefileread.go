@@ -17,8 +17,8 @@ type checkpointLimits struct {
 	regions uint64
 }
 
-func (f *VolumeFacts) limits() checkpointLimits {
-	return checkpointLimits{pages: uint64(f.Size+4095) / 4096, regions: f.regions()}
+func (f *VolumeFacts) limits(regionSize int64) checkpointLimits {
+	return checkpointLimits{pages: uint64(f.Size+4095) / 4096, regions: f.regions(regionSize)}
 }
 
 // checkpointReader takes the pieces of a checkpoint file in their order.

@@ -35,7 +35,7 @@ func dumpVolume(w io.Writer, dir string, names []string) error {
 
 // dumpVolumeLog prints the records and the state that they and the checkpoint add up to.
 func dumpVolumeLog(w io.Writer, dir string) error {
-	r := volumeReplay{fs: OS, dir: dir}
+	r := volumeReplay{fs: OS, dir: dir, regionSize: RegionSize}
 	err := dumpLog(w, dir, r.replay)
 	if err == nil {
 		err = r.verifyAll()
@@ -59,7 +59,7 @@ func dumpVolumeLog(w io.Writer, dir string) error {
 		return nil
 	}
 	dumpFacts(w, &r.state.Facts)
-	fmt.Fprintf(w, "hot: %d regions of %d%s\n", len(r.state.Hot), r.state.Facts.regions(), runsOf(r.state.Hot))
+	fmt.Fprintf(w, "hot: %d regions of %d%s\n", len(r.state.Hot), r.state.Facts.regions(RegionSize), runsOf(r.state.Hot))
 	return nil
 }
 
@@ -204,7 +204,7 @@ func dumpCheckpointFile(w io.Writer, path string) error {
 	}
 	fmt.Fprintf(w, "checkpoint file %s: number %d, log %x, %d bytes\n", path, h.number, h.id, size)
 	any := VolumeFacts{Size: MaxVolumeSize}
-	c := checkpointReader{limits: any.limits()}
+	c := checkpointReader{limits: any.limits(RegionSize)}
 	at := int64(0)
 	err = eachPiece(f, size, h, func(off int64, b []byte) error {
 		if at = off; off == 0 {

@@ -9,8 +9,9 @@ import (
 // volumeReplay gathers what the records of a volume's log add up to. Only at the end it is known which
 // checkpoint is the last, and which marks are older than its T.
 type volumeReplay struct {
-	fs  FS
-	dir string
+	fs         FS
+	dir        string
+	regionSize int64
 
 	state  VolumeState
 	found  bool
@@ -95,16 +96,16 @@ func (r *volumeReplay) verify(oldest segmentHeader) error {
 		return fmt.Errorf("%s: facts name lists in record %d, which is missing: %w", r.dir, r.lists.lsn, ErrDamaged)
 	}
 	if r.record.number != 0 {
-		sets, hot, err := readCheckpointFile(r.fs, r.dir, oldest.id, r.record, r.state.Facts.limits())
+		sets, hot, err := readCheckpointFile(r.fs, r.dir, oldest.id, r.record, r.state.Facts.limits(r.regionSize))
 		if err != nil {
 			return err
 		}
 		r.state.Sets, r.state.Hot = sets, hot
 	}
 	for _, region := range slices.Sorted(maps.Keys(r.marks)) {
-		if region >= r.state.Facts.regions() {
+		if limit := r.state.Facts.regions(r.regionSize); region >= limit {
 			return fmt.Errorf("%s: mark of region %d, the volume has %d: %w",
-				r.dir, region, r.state.Facts.regions(), ErrDamaged)
+				r.dir, region, limit, ErrDamaged)
 		}
 		if r.marks[region] >= r.record.first {
 			r.state.Hot = append(r.state.Hot, region)

@@ -10,10 +10,27 @@ import (
 )
 
 const (
-	syncEvery   = 64 << 20 // appended bytes after which staging is synced
-	recordBytes = 128      // what a record takes in staging beside its payload, roughly
-	reportRoom  = 64 << 20 // a change of room worth a Report
+	recordBytes = 128 // what a record takes in staging beside its payload, roughly
+
+	defaultSyncEvery  = 64 << 20
+	defaultReportRoom = 64 << 20
 )
+
+// Limits of a Core. The zero value of a field stands for its default.
+type Limits struct {
+	SyncEvery  int64 // appended bytes after which staging is synced; default 64 MiB
+	ReportRoom int64 // a change of room worth a Report; default 64 MiB
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.SyncEvery == 0 {
+		l.SyncEvery = defaultSyncEvery
+	}
+	if l.ReportRoom == 0 {
+		l.ReportRoom = defaultReportRoom
+	}
+	return l
+}
 
 // Core is the state of a mirror:
 //
@@ -33,6 +50,8 @@ const (
 // What is staged, and what is committed and not applied, are independent of each other and of the session:
 // the next epoch is staged while the one before is applied.
 type Core struct {
+	limits Limits
+
 	facts journal.VolumeFacts // as journaled last
 	limit int64               // of what staging may hold
 	held  int64               // what it holds
@@ -63,10 +82,11 @@ func (s *Staged) point() journal.StagingPoint {
 type session struct {
 	incarnation uint64
 	generation  journal.Generation
-	seq         uint64 // of the last record
-	bulk        bool   // Data of epoch 0 is taken
-	writes      int    // in place, under way
-	offers      int    // being compared
+	seq         uint64            // of the last record
+	bulk        bool              // Data of epoch 0 is taken
+	writes      int               // in place, under way
+	placed      []blockdev.Extent // written in place since the last Flush, where anything is doubted
+	offers      int               // being compared
 	committing  *Commit
 	refused     bool  // a Commit was not taken for room: what stands on it has no base
 	ended       bool  // nothing more is taken
@@ -77,7 +97,7 @@ type session struct {
 // New makes the core of a mirror of what is durable: its facts, and a staging that is not committed, up to
 // its last synced point. Begin is called before anything else.
 func New(facts journal.VolumeFacts, staged *Staged) *Core {
-	c := &Core{facts: facts, staged: staged}
+	c := &Core{limits: Limits{}.withDefaults(), facts: facts, staged: staged}
 	c.doubts = blockdev.NewPageSet(pages(facts.Size))
 	for _, e := range facts.Mirror.Doubts {
 		first, count := c.pageRange(e)
@@ -85,6 +105,9 @@ func New(facts journal.VolumeFacts, staged *Staged) *Core {
 	}
 	return c
 }
+
+// SetLimits puts others in the place of the default ones, before Begin.
+func (c *Core) SetLimits(l Limits) { c.limits = l.withDefaults() }
 
 // Begin goes on with what is committed and not applied.
 func (c *Core) Begin() []Action {
@@ -127,6 +150,7 @@ func (c *Core) Step(e Event) []Action {
 		c.tellRoom()
 	case *Written:
 		c.session.writes--
+		c.placed(e.Extents)
 	case *Compared:
 		c.compared(e)
 	case *Doubted:
@@ -221,7 +245,7 @@ func (c *Core) tellRoom() {
 	if c.session == nil {
 		return
 	}
-	if change := c.room() - c.session.room; owes || change >= reportRoom || change <= -reportRoom {
+	if change := c.room() - c.session.room; owes || change >= c.limits.ReportRoom || change <= -c.limits.ReportRoom {
 		c.report()
 	}
 }

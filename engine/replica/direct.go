@@ -38,6 +38,13 @@ func (c *Core) direct() {
 	c.do(Write{})
 }
 
+// placed notes what was written in place. It is vouched for again from the next Flush on.
+func (c *Core) placed(extents []blockdev.Extent) {
+	if c.doubts.Count() > 0 {
+		c.session.placed = append(c.session.placed, extents...)
+	}
+}
+
 // flush makes all that came before it in bulk durable, and its number the place from which to go on.
 func (c *Core) flush(m *wire.Flush) bool {
 	s, f := c.session, c.mirror()
@@ -54,6 +61,10 @@ func (c *Core) flush(m *wire.Flush) bool {
 	f.Committed, f.Applied, f.Bulk = m.Number, m.Number, true
 	f.Holes, f.Unproven = nil, false
 	f.Incarnation = s.incarnation
+	if c.clearWhole(s.placed) {
+		c.listDoubts()
+	}
+	s.placed = nil
 	c.settleHistory()
 	c.journal()
 	c.send(&wire.Flushed{Number: m.Number, Position: m.Position})

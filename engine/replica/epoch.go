@@ -80,7 +80,7 @@ func (c *Core) record(r *Record) bool {
 	c.held += size
 	c.unsynced += size
 	c.do(Append{}, Ack{wire.AckEntry{Seq: seq, Offset: off, Level: wire.LevelStaged, Hash: r.Found}})
-	if c.unsynced >= syncEvery {
+	if c.unsynced >= c.limits.SyncEvery {
 		c.syncStaging()
 		c.synced()
 	}

@@ -43,8 +43,8 @@ type (
 type (
 	// Reserved answers Reserve.
 	Reserved struct{ Enough bool }
-	// Written says that a Direct was written and answered.
-	Written struct{}
+	// Written says that a Direct was written and answered, and where: what of it was damaged is left out.
+	Written struct{ Extents []blockdev.Extent }
 	// Compared says that an Offer was answered. Equal are the ranges whose content was the primary's.
 	Compared struct{ Equal []blockdev.Extent }
 	// Applied says that an epoch is on the device, which was flushed, and the index synced. Damaged are

@@ -1,6 +1,7 @@
 package ship
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
@@ -23,6 +24,15 @@ const (
 type Config struct {
 	Interval     time.Duration // between cuts; 0: as soon as the last is committed
 	BulkWhenFull bool          // on_staging_full = "bulk"
+
+	// Of a bulk pass, in bytes; 0 stands for 1 GiB and 16 MiB.
+	FlushBytes int64 // sent between two flushes
+	SmallRest  int64 // left behind it that a normal epoch is to end
+}
+
+func (c Config) withDefaults() Config {
+	c.FlushBytes, c.SmallRest = cmp.Or(c.FlushBytes, flushBytes), cmp.Or(c.SmallRest, smallRest)
+	return c
 }
 
 // Phase is what a Core is doing with its mirror.
@@ -167,7 +177,7 @@ type History struct {
 
 // New makes the core of a mirror at the start of a process.
 func New(cfg Config, g wire.Generation, incarnation uint64, h History) *Core {
-	return &Core{cfg: cfg, generation: g, incarnation: incarnation,
+	return &Core{cfg: cfg.withDefaults(), generation: g, incarnation: incarnation,
 		committed: h.Committed, bulkBase: h.Bulk, lastSent: h.Sent, known: h.Known}
 }
 
@@ -346,7 +356,7 @@ func (c *Core) nextBulk(now time.Time, n Counts) Action {
 		return Action{Kind: Flush}
 	case b.bytes == 0:
 		return Action{}
-	case now.Sub(b.flushed) >= flushEvery || b.bytes >= flushBytes:
+	case now.Sub(b.flushed) >= flushEvery || b.bytes >= c.cfg.FlushBytes:
 		return Action{Kind: Flush}
 	}
 	return Action{Kind: Wait, At: b.flushed.Add(flushEvery)}

@@ -10,7 +10,7 @@ import (
 func (c *Core) Rename(g wire.Generation) { c.generation = g }
 
 // Tune takes a changed configuration up.
-func (c *Core) Tune(cfg Config) { c.cfg = cfg }
+func (c *Core) Tune(cfg Config) { c.cfg = cfg.withDefaults() }
 
 // Pause and Resume are a person's. Resume also asks for another try where the mirror holds.
 func (c *Core) Pause() { c.paused = true }
@@ -186,7 +186,7 @@ func (c *Core) Flushed(number, fresh uint64) bool {
 	}
 	b.final, b.passing = false, false
 	left := int64(fresh) * pageSize
-	if left > smallRest && (left > c.room || fresh*2 < b.before) {
+	if left > c.cfg.SmallRest && (left > c.room || fresh*2 < b.before) {
 		return true // another pass
 	}
 	c.phase = Shipping
@@ -248,6 +248,7 @@ type State struct {
 	Applied      uint64
 	Missing      int64
 	Began        time.Time // of the epoch under way; zero: none
+	Epoch        uint64    // its number, that of the last cut; 0: none
 }
 
 // State tells how the mirror stands.
@@ -255,9 +256,9 @@ func (c *Core) State() State {
 	s := State{Phase: c.phase, Reason: c.reason, Paused: c.paused, Holding: c.holding, Inconsistent: c.inconsistent,
 		Committed: c.committed, BulkBase: c.bulkBase, Applied: c.applied, Missing: c.missing}
 	if c.cur != nil {
-		s.Began = c.cur.began
+		s.Began, s.Epoch = c.cur.began, c.cur.number
 	} else if c.sent != nil {
-		s.Began = c.sent.began
+		s.Began, s.Epoch = c.sent.began, c.sent.number
 	}
 	return s
 }

@@ -43,6 +43,9 @@ type records struct {
 
 func (r *records) unanswered() int { return r.open }
 
+// Unanswered is how many records the mirror has not answered.
+func (c *Core) Unanswered() int { return c.records.unanswered() }
+
 // NextSeq is the number for the next record.
 func (c *Core) NextSeq() uint64 { return c.records.seq + 1 }
 

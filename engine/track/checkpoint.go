@@ -74,12 +74,35 @@ func (t *Tracker) Snapshot() []Named {
 	defer t.mu.Unlock()
 	out := make([]Named, len(t.consumers))
 	for i, s := range t.consumers {
-		out[i] = Named{Name: s.name, Needs: t.open.Clone(), Doubt: s.doubt.Clone()}
-		for _, part := range []*blockdev.PageSet{
-			s.waiting.PageSet, s.todo.PageSet, s.staged.PageSet, s.committing.PageSet, s.holes,
-		} {
-			out[i].Needs.Union(part)
-		}
+		out[i] = Named{Name: s.name, Needs: t.sureLocked(s), Doubt: s.doubt.Clone()}
 	}
 	return out
+}
+
+// sureLocked is a copy of what a consumer needs, without doubt.
+func (t *Tracker) sureLocked(s *Sets) *blockdev.PageSet {
+	all := t.open.Clone()
+	for _, part := range []*blockdev.PageSet{
+		s.waiting.PageSet, s.todo.PageSet, s.staged.PageSet, s.committing.PageSet, s.holes,
+	} {
+		all.Union(part)
+	}
+	return all
+}
+
+// Needed tells whether a consumer needs a page, be it in doubt.
+func (t *Tracker) Needed(s *Sets, page uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open.Contains(page) || s.waiting.Contains(page) || s.todo.Contains(page) || s.staged.Contains(page) ||
+		s.committing.Contains(page) || s.doubt.Contains(page) || s.holes.Contains(page)
+}
+
+// Needs is a copy of all that a consumer needs, what is in doubt with it.
+func (t *Tracker) Needs(s *Sets) *blockdev.PageSet {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := t.sureLocked(s)
+	all.Union(s.doubt)
+	return all
 }

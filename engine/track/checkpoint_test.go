@@ -113,7 +113,7 @@ func (w *crashWorld) begin() {
 		}
 	}
 	// A region that is marking would have to be waited for, by the one goroutine there is.
-	for i, end := regionsOf(r); i < end; i++ {
+	for i, end := w.tr.regionsOf(r); i < end; i++ {
 		if w.tr.all[i].state == marking {
 			return
 		}

@@ -158,6 +158,13 @@ func (t *Tracker) Shipped(s *Sets) bool {
 	return s.todo.Count() == 0 && s.capture.Pages() == 0
 }
 
+// Readable reports whether ReadClosed would find something to read.
+func (t *Tracker) Readable(s *Sets) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return s.phase != givenUp && s.readableLocked()
+}
+
 // readableLocked reports whether a reader would find something, be it that the pass is given up.
 func (s *Sets) readableLocked() bool {
 	switch s.phase {

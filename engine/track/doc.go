@@ -40,7 +40,7 @@ const (
 	claimPages  = 256   // 1 MiB: what a shipper reads at once, and the grid that it keeps to
 	holePages   = 16384 // 64 MiB: a hole that a shipper passes over at once
 	holeWorth   = 16    // 64 KiB: a shorter run costs less to read than to ask the file system about
-	pieceBytes  = 64 << 20
+	zeroPiece   = 64 << 20
 )
 
 // ErrGivenUp: the pass that was being read is over, because its cut was given up or dropped; nothing can

@@ -116,7 +116,7 @@ func (p *Path) full(x *wanted, err error) {
 // giveUpBefore gives up every cut that needs more of a range than its consumer has room for, before
 // anything is read: a zero or trim of gigabytes would fill capture first and give up then.
 func (p *Path) giveUpBefore(r Run) {
-	if r.Count*blockdev.PageSize <= pieceBytes {
+	if int64(r.Count)*blockdev.PageSize <= p.cfg.ZeroPiece {
 		return // one piece: reserve decides
 	}
 	for _, c := range p.t.capturers() {

@@ -1,6 +1,7 @@
 package track
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -36,6 +37,11 @@ type Config struct {
 	BlockSize int   // bytes: runs of captured pages and of zeroes keep to this grid
 	Tracker   *Tracker
 	Observer  Observer
+
+	ZeroPiece int64 // bytes; 0: 64 MiB. A longer zeroing is several writes
+
+	// Wait waits until try says true, for ranges that somebody else holds; nil: the goroutine blocks.
+	Wait func(try func() bool)
 }
 
 // Observer is told what the write path decides or suffers. Any of it may be nil. It is called by those who
@@ -73,7 +79,8 @@ func NewPath(cfg Config) (*Path, error) {
 	if o.Hole == nil {
 		o.Hole = func(*Sets, Run, error) {}
 	}
-	return &Path{cfg: cfg, dev: cfg.Device, info: info, t: cfg.Tracker}, nil
+	cfg.ZeroPiece = cmp.Or(cfg.ZeroPiece, zeroPiece)
+	return &Path{cfg: cfg, dev: cfg.Device, info: info, t: cfg.Tracker, locks: RangeLock{wait: cfg.Wait}}, nil
 }
 
 // Size is the size of the volume.
@@ -136,7 +143,7 @@ func (p *Path) WriteAt(b []byte, off int64) error {
 }
 
 // Zero makes [off, off+n) read as zeroes; with mayFree the space may be given back. It goes in pieces of
-// 64 MiB, each a write of its own to locks, marks and cuts: it is not answered before the last one, so
+// 64 MiB (Config.ZeroPiece), each a write of its own to locks, marks and cuts: it is not answered before the last one, so
 // that a cut between them shows what a crash at that moment could.
 func (p *Path) Zero(off, n int64, mayFree bool) error {
 	if err := p.enter("zero", off, n); err != nil {
@@ -145,7 +152,7 @@ func (p *Path) Zero(off, n int64, mayFree bool) error {
 	defer p.gate.leave()
 	p.giveUpBefore(p.pagesOf(off, n))
 	for end := off + n; off < end; {
-		to := min(end, (off/pieceBytes+1)*pieceBytes)
+		to := min(end, (off/p.cfg.ZeroPiece+1)*p.cfg.ZeroPiece)
 		if err := p.zeroPiece(off, to-off, mayFree); err != nil {
 			return err
 		}

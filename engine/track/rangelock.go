@@ -12,6 +12,9 @@ import "sync"
 // It is one list: with the few hundred requests that are ever in flight, looking at all of them costs
 // less than keeping a tree in order, and nothing is allocated where nobody waits.
 type RangeLock struct {
+	// wait waits until try says true; nil: the goroutine blocks.
+	wait func(try func() bool)
+
 	mu      sync.Mutex
 	arrived uint64
 	asked   []ask // held or waiting, in no order
@@ -59,8 +62,23 @@ func (l *RangeLock) lock(first, count uint64, shared bool) {
 	l.asked = append(l.asked, a)
 	l.mu.Unlock()
 	if a.ready != nil {
-		<-a.ready
+		l.await(a.ready)
 	}
+}
+
+func (l *RangeLock) await(ready <-chan struct{}) {
+	if l.wait == nil {
+		<-ready
+		return
+	}
+	l.wait(func() bool {
+		select {
+		case <-ready:
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 // unlock takes one held ask of just this range off the list. Shared ones of the same range are

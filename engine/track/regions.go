@@ -27,6 +27,7 @@ const (
 // regions is the part of a Tracker that knows what is durably marked. Guarded by Tracker.mu, save for
 // region.inFlight.
 type regions struct {
+	size  uint64 // of one, in pages
 	all   []region
 	warm  []uint64         // the regions that are not cold, in no order
 	marks map[uint64]*mark // of the regions that are marking
@@ -54,24 +55,24 @@ type pendingMarks struct {
 	others []*mark // of those that somebody else is marking
 }
 
-func newRegions(pages uint64) regions {
-	n := (pages + regionPages - 1) / regionPages
-	return regions{all: make([]region, n), marks: map[uint64]*mark{}}
+func newRegions(pages, size uint64) regions {
+	n := (pages + size - 1) / size
+	return regions{size: size, all: make([]region, n), marks: map[uint64]*mark{}}
 }
 
 // regionsOf is the range of regions that a run touches.
-func regionsOf(r Run) (first, end uint64) {
+func (g *regions) regionsOf(r Run) (first, end uint64) {
 	if r.Count == 0 {
 		return 0, 0
 	}
-	return r.First / regionPages, (r.End()-1)/regionPages + 1
+	return r.First / g.size, (r.End()-1)/g.size + 1
 }
 
 // enterLocked makes a write one in flight, and claims the marking of its cold regions. nil: all are hot.
 func (g *regions) enterLocked(r Run, now time.Time) *pendingMarks {
 	var p *pendingMarks
 	used := now.UnixNano()
-	first, end := regionsOf(r)
+	first, end := g.regionsOf(r)
 	for i := first; i < end; i++ {
 		one := &g.all[i]
 		one.inFlight.Add(1)
@@ -99,7 +100,7 @@ func (g *regions) enterLocked(r Run, now time.Time) *pendingMarks {
 
 // leave ends a write.
 func (g *regions) leave(r Run) {
-	first, end := regionsOf(r)
+	first, end := g.regionsOf(r)
 	for i := first; i < end; i++ {
 		g.all[i].inFlight.Add(-1)
 	}

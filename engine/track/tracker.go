@@ -38,7 +38,12 @@ type closed struct {
 
 // NewTracker makes a tracker for a volume of so many pages. All regions are cold and every set empty.
 func NewTracker(pages uint64, marker Marker, now func() time.Time) *Tracker {
-	return &Tracker{pages: pages, marker: marker, now: now, open: newDated(pages), regions: newRegions(pages)}
+	return NewTrackerOf(pages, regionPages, marker, now)
+}
+
+// NewTrackerOf is NewTracker with regions of so many pages.
+func NewTrackerOf(pages, regionPages uint64, marker Marker, now func() time.Time) *Tracker {
+	return &Tracker{pages: pages, marker: marker, now: now, open: newDated(pages), regions: newRegions(pages, regionPages)}
 }
 
 // Pages is the size of the volume in pages.

@@ -35,6 +35,48 @@ func (o Op) String() string { return opNames[o] }
 // ErrShort as a fault makes a write end early without an error of its own.
 var ErrShort = errors.New("short write")
 
+// ErrDead is what a file system answers whose process is gone.
+var ErrDead = errors.New("the file system is dead: its process ended")
+
+// ErrLast from a Hook has the operation take effect, and kills the file system before it is answered.
+var ErrLast = errors.New("the last operation")
+
+// Kill ends the process that uses the file system: every later call fails with ErrDead and does nothing. What
+// tests ask, and what comes of it, stays.
+func (m *MemFS) Kill() { m.dead.Store(true) }
+
+// begin takes the lock and says what happens to an operation. With an error it has no effect, save that a
+// failed write and a failed sync have some, if the file system lives.
+func (m *MemFS) begin(op Op, path string) error {
+	var hooked error
+	if m.Hook != nil && !m.dead.Load() {
+		hooked = m.Hook(op, path)
+	}
+	m.mu.Lock()
+	if m.dead.Load() {
+		return fmt.Errorf("%s %s: %w", op, path, ErrDead)
+	}
+	err := m.faults.next(op, path)
+	switch {
+	case err != nil || hooked == nil:
+		return err
+	case errors.Is(hooked, ErrLast):
+		m.last = true
+		return nil
+	}
+	return fmt.Errorf("%s %s: injected: %w", op, path, hooked)
+}
+
+// end releases the lock. The last operation ends with the process.
+func (m *MemFS) end(err *error) {
+	if m.last {
+		m.last = false
+		m.dead.Store(true)
+		*err = ErrDead
+	}
+	m.mu.Unlock()
+}
+
 // faults counts operations and fails those that it was told to.
 type faults struct {
 	counts [opKinds]int

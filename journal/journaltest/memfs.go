@@ -7,18 +7,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
+	"github.com/blkmirror/blkmirror/blockdev/devtest/pagepool"
 	"github.com/blkmirror/blkmirror/journal"
 )
-
-// SectorSize is the unit that a crash keeps or loses as a whole.
-const SectorSize = 512
 
 // MemFS is a file system in memory. It knows of each file what is durable and what was done since, and
 // of each name likewise, so that Crash can say what a power cut would have left.
@@ -27,135 +24,74 @@ const SectorSize = 512
 // any order or never; a synced one stays. A failed Sync forgets which pages were dirty: they read as
 // written until the crash, and no later Sync brings them to the disk.
 type MemFS struct {
+	// Hook, where it is set, sees every operation before it takes place and may fail it, as Fail does, or end
+	// everything with it: see ErrLast. It may call Kill, and what makes a copy of the file system.
+	Hook func(op Op, path string) error
+
 	mu     sync.Mutex
 	names  map[string]*memFile // as programs see them
 	kept   map[string]*memFile // as the disk has them
 	dirs   map[string]bool     // folders are durable at once
 	undone []nameOp            // changes of names since, in order, not made durable by SyncDir
 	faults faults
+	arena  pagepool.Arena
 	limit  int64 // bytes of all files together; 0: none
-}
-
-// memFile is a file's content; both views of the names share it.
-type memFile struct {
-	data  []byte   // as programs see it
-	disk  []byte   // as it is durable
-	dirty []dataOp // since, in order
-}
-
-// dataOp is a write, or with nil data a truncation to off.
-type dataOp struct {
-	off  int64
-	data []byte
+	used   int64 // bytes of the files in names
+	seq    int   // of the last change
+	dead   atomic.Bool
+	last   bool // the operation at hand is the last one
 }
 
 // nameOp is a change of names: create (from is empty), remove (to is empty), rename.
 type nameOp struct {
+	seq      int
 	from, to string
 	file     *memFile // of a create
 }
 
 // New returns an empty file system.
-func New() *MemFS {
-	return &MemFS{names: map[string]*memFile{}, kept: map[string]*memFile{}, dirs: map[string]bool{".": true, "/": true}}
+func New() *MemFS { return NewIn(nil) }
+
+// NewIn returns an empty file system that has its memory, and that of all that comes of it, from a pool, if
+// there is one. All of them are for one thread then.
+func NewIn(pool *pagepool.Pool) *MemFS {
+	return &MemFS{
+		names: map[string]*memFile{}, kept: map[string]*memFile{}, dirs: map[string]bool{".": true, "/": true},
+		arena: pagepool.New(pool),
+	}
 }
 
 var _ journal.FS = (*MemFS)(nil)
 
-// Crash returns the file system as a restart might find it if the power went now: all that is durable,
-// and of the rest a share that the seed picks, sector by sector and name by name. m goes on as it was.
-func (m *MemFS) Crash(seed uint64) *MemFS {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	rng := rand.New(rand.NewPCG(seed, 0x626c6b6d))
-	// Seeds 0 and 1 are the two extremes: everything unsynced is lost, everything is kept.
-	pick := func() bool { return rng.IntN(2) == 0 }
-	if seed < 2 {
-		pick = func() bool { return seed == 1 }
-	}
-	names := clone(m.kept)
-	for _, op := range m.undone {
-		if pick() {
-			op.apply(names)
-		}
-	}
-	after := New()
-	for d := range m.dirs {
-		after.dirs[d] = true
-	}
-	for _, path := range sortedKeys(names) {
-		data := names[path].survive(pick)
-		after.names[path] = &memFile{data: data, disk: slices.Clone(data)}
-		for d := filepath.Dir(path); !after.dirs[d]; d = filepath.Dir(d) {
-			after.dirs[d] = true // where its folder's rename was lost
-		}
-	}
-	after.kept = clone(after.names)
-	return after
-}
-
-// survive is the durable content with a picked share of the sectors of each later operation.
-func (f *memFile) survive(pick func() bool) []byte {
-	data := slices.Clone(f.disk)
-	for _, op := range f.dirty {
-		if op.data == nil {
-			if pick() {
-				data = resize(data, op.off)
-			}
-			continue
-		}
-		for _, part := range sectors(op) {
-			if pick() {
-				data = part.apply(data)
-			}
-		}
-	}
-	return data
-}
-
-// sectors cuts a write at sector boundaries.
-func sectors(op dataOp) []dataOp {
-	var parts []dataOp
-	for off, rest := op.off, op.data; len(rest) > 0; {
-		n := min(int64(len(rest)), SectorSize-off%SectorSize)
-		parts = append(parts, dataOp{off, rest[:n]})
-		off, rest = off+n, rest[n:]
-	}
-	return parts
-}
-
-func (op dataOp) apply(data []byte) []byte {
-	if op.data == nil {
-		return resize(data, op.off)
-	}
-	if end := op.off + int64(len(op.data)); end > int64(len(data)) {
-		data = resize(data, end)
-	}
-	copy(data[op.off:], op.data)
-	return data
-}
-
-func resize(data []byte, size int64) []byte {
-	if size <= int64(len(data)) {
-		return data[:size:size] // cut for good: growing again must show zeroes
-	}
-	return append(data, make([]byte, size-int64(len(data)))...)
-}
-
 // apply changes a set of names as far as it still makes sense: an operation on a name that an earlier
 // lost one should have made has no effect.
-func (op nameOp) apply(names map[string]*memFile) {
+//
+// lost, where there is one, is told of each file that has lost its name.
+func (op nameOp) apply(names map[string]*memFile, lost func(*memFile)) {
+	set := func(path string, f *memFile) {
+		if old := names[path]; old != nil && lost != nil {
+			lost(old)
+		}
+		names[path] = f
+	}
 	switch {
 	case op.from == "":
-		names[op.to] = op.file
+		set(op.to, op.file)
 	case op.to == "":
+		set(op.from, nil)
 		delete(names, op.from)
-	default:
-		for _, path := range sortedKeys(names) {
-			if to, ok := under(path, op.from, op.to); ok {
-				names[to] = names[path]
-				delete(names, path)
+	case op.from != op.to:
+		var moved []string
+		for path := range names {
+			if _, ok := under(path, op.from, op.to); ok {
+				moved = append(moved, path)
 			}
+		}
+		slices.Sort(moved)
+		for _, path := range moved {
+			to, _ := under(path, op.from, op.to)
+			set(to, names[path])
+			delete(names, path)
 		}
 	}
 }
@@ -165,16 +101,18 @@ func under(path, from, to string) (string, bool) {
 	if path == from {
 		return to, true
 	}
-	rest, ok := strings.CutPrefix(path, from+"/")
-	return to + "/" + rest, ok
+	if len(path) <= len(from) || path[:len(from)] != from || path[len(from)] != '/' {
+		return "", false
+	}
+	return to + path[len(from):], true
 }
 
 // Create is journal.FS.
-func (m *MemFS) Create(path string) (journal.File, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *MemFS) Create(path string) (_ journal.File, err error) {
 	path = filepath.Clean(path)
-	if err := m.faults.next(OpCreate, path); err != nil {
+	err = m.begin(OpCreate, path)
+	defer m.end(&err)
+	if err != nil {
 		return nil, err
 	}
 	if !m.dirs[filepath.Dir(path)] {
@@ -189,11 +127,11 @@ func (m *MemFS) Create(path string) (journal.File, error) {
 }
 
 // Open is journal.FS.
-func (m *MemFS) Open(path string, write bool) (journal.File, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *MemFS) Open(path string, write bool) (_ journal.File, err error) {
 	path = filepath.Clean(path)
-	if err := m.faults.next(OpOpen, path); err != nil {
+	err = m.begin(OpOpen, path)
+	defer m.end(&err)
+	if err != nil {
 		return nil, err
 	}
 	f := m.names[path]
@@ -204,11 +142,11 @@ func (m *MemFS) Open(path string, write bool) (journal.File, error) {
 }
 
 // Rename is journal.FS. Of a folder: everything below it moves.
-func (m *MemFS) Rename(from, to string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *MemFS) Rename(from, to string) (err error) {
 	from, to = filepath.Clean(from), filepath.Clean(to)
-	if err := m.faults.next(OpRename, from); err != nil {
+	err = m.begin(OpRename, from)
+	defer m.end(&err)
+	if err != nil {
 		return err
 	}
 	if m.names[from] == nil && !m.dirs[from] {
@@ -225,11 +163,11 @@ func (m *MemFS) Rename(from, to string) error {
 }
 
 // Remove is journal.FS.
-func (m *MemFS) Remove(path string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *MemFS) Remove(path string) (err error) {
 	path = filepath.Clean(path)
-	if err := m.faults.next(OpRemove, path); err != nil {
+	err = m.begin(OpRemove, path)
+	defer m.end(&err)
+	if err != nil {
 		return err
 	}
 	if m.names[path] == nil {
@@ -240,15 +178,23 @@ func (m *MemFS) Remove(path string) error {
 }
 
 func (m *MemFS) changeLocked(op nameOp) {
-	op.apply(m.names)
+	m.seq++
+	op.seq = m.seq
+	if op.file != nil {
+		op.file.linked = true
+	}
+	op.apply(m.names, func(f *memFile) {
+		f.linked = false
+		m.used -= f.data.size
+	})
 	m.undone = append(m.undone, op)
 }
 
 // Mkdir is journal.FS.
-func (m *MemFS) Mkdir(path string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := m.faults.next(OpMkdir, path); err != nil {
+func (m *MemFS) Mkdir(path string) (err error) {
+	err = m.begin(OpMkdir, path)
+	defer m.end(&err)
+	if err != nil {
 		return err
 	}
 	for d := filepath.Clean(path); !m.dirs[d]; d = filepath.Dir(d) {
@@ -258,11 +204,11 @@ func (m *MemFS) Mkdir(path string) error {
 }
 
 // ReadDir is journal.FS.
-func (m *MemFS) ReadDir(path string) ([]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *MemFS) ReadDir(path string) (_ []string, err error) {
 	path = filepath.Clean(path)
-	if err := m.faults.next(OpReadDir, path); err != nil {
+	err = m.begin(OpReadDir, path)
+	defer m.end(&err)
+	if err != nil {
 		return nil, err
 	}
 	if !m.dirs[path] {
@@ -284,17 +230,17 @@ func (m *MemFS) ReadDir(path string) ([]string, error) {
 }
 
 // SyncDir is journal.FS. A rename between two folders is durable when either is synced.
-func (m *MemFS) SyncDir(path string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *MemFS) SyncDir(path string) (err error) {
 	path = filepath.Clean(path)
-	if err := m.faults.next(OpSyncDir, path); err != nil {
+	err = m.begin(OpSyncDir, path)
+	defer m.end(&err)
+	if err != nil {
 		return err
 	}
 	var rest []nameOp
 	for _, op := range m.undone {
 		if inDir(op.from, path) || inDir(op.to, path) {
-			op.apply(m.kept)
+			op.apply(m.kept, nil)
 		} else {
 			rest = append(rest, op)
 		}
@@ -315,20 +261,13 @@ func (m *MemFS) Limit(bytes int64) {
 func (m *MemFS) Used() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.usedLocked()
-}
-
-func (m *MemFS) usedLocked() (sum int64) {
-	for _, f := range m.names {
-		sum += int64(len(f.data))
-	}
-	return sum
+	return m.used
 }
 
 // growLocked says whether a file may get this size.
 func (m *MemFS) growLocked(h *handle, size int64) error {
-	grow := size - int64(len(h.f.data))
-	if m.limit > 0 && grow > 0 && m.usedLocked()+grow > m.limit {
+	grow := size - h.f.data.size
+	if m.limit > 0 && grow > 0 && m.used+grow > m.limit {
 		return &fs.PathError{Op: "grow", Path: h.path, Err: syscall.ENOSPC}
 	}
 	return nil
@@ -341,7 +280,9 @@ func (m *MemFS) Read(path string) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if f := m.names[filepath.Clean(path)]; f != nil {
-		return slices.Clone(f.data)
+		data := make([]byte, f.data.size)
+		f.data.read(data, 0)
+		return data
 	}
 	return nil
 }
@@ -351,8 +292,13 @@ func (m *MemFS) Write(path string, data []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	path = filepath.Clean(path)
-	f := &memFile{data: slices.Clone(data), disk: slices.Clone(data)}
-	m.names[path], m.kept[path] = f, f
+	if old := m.names[path]; old != nil {
+		old.linked = false
+		m.used -= old.data.size
+	}
+	v := view{}
+	v.write(&m.arena, data, 0)
+	m.addDurable(path, v)
 }
 
 // Paths lists all files.
@@ -372,16 +318,16 @@ type handle struct {
 
 var errNotWritable = errors.New("file is not open for writing")
 
-func (h *handle) ReadAt(p []byte, off int64) (int, error) {
-	h.m.mu.Lock()
-	defer h.m.mu.Unlock()
-	if err := h.m.faults.next(OpRead, h.path); err != nil {
+func (h *handle) ReadAt(p []byte, off int64) (_ int, err error) {
+	err = h.m.begin(OpRead, h.path)
+	defer h.m.end(&err)
+	if err != nil {
 		return 0, err
 	}
-	if off >= int64(len(h.f.data)) {
+	if off >= h.f.data.size {
 		return 0, io.EOF
 	}
-	n := copy(p, h.f.data[off:])
+	n := h.f.data.read(p, off)
 	if n < len(p) {
 		return n, io.EOF
 	}
@@ -389,97 +335,114 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // WriteAt writes p, or where a fault strikes the first half of it.
-func (h *handle) WriteAt(p []byte, off int64) (int, error) {
-	h.m.mu.Lock()
-	defer h.m.mu.Unlock()
+func (h *handle) WriteAt(p []byte, off int64) (_ int, err error) {
 	if !h.write {
 		return 0, fmt.Errorf("write %s: %w", h.path, errNotWritable)
 	}
-	err := h.m.faults.next(OpWrite, h.path)
-	if err != nil {
+	failed := h.m.begin(OpWrite, h.path)
+	defer h.m.end(&err)
+	if errors.Is(failed, ErrDead) {
+		return 0, failed
+	}
+	if failed != nil {
 		p = p[:len(p)/2]
 	}
 	if err := h.m.growLocked(h, off+int64(len(p))); err != nil {
 		return 0, err
 	}
 	if len(p) > 0 {
-		h.changeLocked(dataOp{off, slices.Clone(p)})
+		h.change(func(v *view) dataOp { return v.write(&h.m.arena, p, off) })
 	}
-	if errors.Is(err, ErrShort) {
-		err = nil // what io.Writer forbids and some do
+	if errors.Is(failed, ErrShort) {
+		failed = nil // what io.Writer forbids and some do
 	}
-	return len(p), err
+	return len(p), failed
 }
 
-func (h *handle) Truncate(size int64) error {
-	h.m.mu.Lock()
-	defer h.m.mu.Unlock()
-	if err := h.m.faults.next(OpTruncate, h.path); err != nil {
+func (h *handle) Truncate(size int64) (err error) {
+	err = h.m.begin(OpTruncate, h.path)
+	defer h.m.end(&err)
+	if err != nil {
 		return err
 	}
 	if err := h.m.growLocked(h, size); err != nil {
 		return err
 	}
-	h.changeLocked(dataOp{off: size})
+	h.change(func(v *view) dataOp { return v.setSize(&h.m.arena, OpTruncate, size) })
 	return nil
 }
 
 // Allocate is journal.Allocator.
-func (h *handle) Allocate(size int64) error {
-	h.m.mu.Lock()
-	defer h.m.mu.Unlock()
-	if err := h.m.faults.next(OpAllocate, h.path); err != nil {
+func (h *handle) Allocate(size int64) (err error) {
+	err = h.m.begin(OpAllocate, h.path)
+	defer h.m.end(&err)
+	if err != nil {
 		return err
 	}
-	if size <= int64(len(h.f.data)) {
+	if size <= h.f.data.size {
 		return nil
 	}
 	if err := h.m.growLocked(h, size); err != nil {
 		return err
 	}
-	h.changeLocked(dataOp{off: size})
+	h.change(func(v *view) dataOp { return v.setSize(&h.m.arena, OpAllocate, size) })
 	return nil
 }
 
 // Punch is journal.Puncher. Limit counts the room as still taken.
-func (h *handle) Punch(off, n int64) error {
-	h.m.mu.Lock()
-	defer h.m.mu.Unlock()
-	if err := h.m.faults.next(OpPunch, h.path); err != nil {
+func (h *handle) Punch(off, n int64) (err error) {
+	err = h.m.begin(OpPunch, h.path)
+	defer h.m.end(&err)
+	if err != nil {
 		return err
 	}
-	n = min(n, int64(len(h.f.data))-off)
+	n = min(n, h.f.data.size-off)
 	if n > 0 {
-		h.changeLocked(dataOp{off, make([]byte, n)})
+		h.change(func(v *view) dataOp { return v.zero(&h.m.arena, off, n) })
 	}
 	return nil
 }
 
-func (h *handle) changeLocked(op dataOp) {
-	h.f.data = op.apply(h.f.data)
+// change does something to the content, under the lock.
+func (h *handle) change(do func(*view) dataOp) {
+	before := h.f.data.size
+	op := do(&h.f.data)
+	h.m.seq++
+	op.seq = h.m.seq
 	h.f.dirty = append(h.f.dirty, op)
+	if h.f.linked {
+		h.m.used += h.f.data.size - before
+	}
 }
 
-func (h *handle) Sync() error {
-	h.m.mu.Lock()
-	defer h.m.mu.Unlock()
-	err := h.m.faults.next(OpSync, h.path)
-	if err == nil {
-		for _, op := range h.f.dirty {
-			h.f.disk = op.apply(h.f.disk)
-		}
+func (h *handle) Sync() (err error) {
+	failed := h.m.begin(OpSync, h.path)
+	defer h.m.end(&err)
+	if errors.Is(failed, ErrDead) {
+		return failed
+	}
+	if failed == nil {
+		h.f.settle(&h.m.arena)
 	}
 	h.f.dirty = nil // also after a failure: see MemFS
-	return err
+	return failed
 }
 
 func (h *handle) Size() (int64, error) {
 	h.m.mu.Lock()
 	defer h.m.mu.Unlock()
-	return int64(len(h.f.data)), nil
+	if h.m.dead.Load() {
+		return 0, fmt.Errorf("size of %s: %w", h.path, ErrDead)
+	}
+	return h.f.data.size, nil
 }
 
-func (h *handle) Close() error { return nil }
+func (h *handle) Close() error {
+	if h.m.dead.Load() {
+		return fmt.Errorf("close %s: %w", h.path, ErrDead)
+	}
+	return nil
+}
 
 func clone(names map[string]*memFile) map[string]*memFile {
 	c := make(map[string]*memFile, len(names))

@@ -1,0 +1,176 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blkmirror/blkmirror/engine"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+// The network: connections of two byte streams each, in which frames lie as the codec made them. A stream
+// delivers in order or not at all; when, and whether it breaks in the middle of a frame, is the seed's choice.
+
+// conn is one connection of a primary to one of its mirrors.
+type conn struct {
+	id     int
+	mirror int
+	down   stream // to the mirror
+	up     stream // to the primary
+	p, m   end
+
+	session  *engine.SteppedSession // of the mirror, once it has attached
+	attaches bool                   // a task of the mirror takes the Attach up
+	parts    bool                   // a task of the mirror ends the session
+	begun    bool                   // the primary has taken the Attached up
+	placing  int                    // tasks of the mirror's session
+	reading  int                    // tasks of the primary's session
+	gone     struct{ p, m bool }    // that side has done with it
+}
+
+// stream is one direction.
+type stream struct {
+	parser wire.Parser
+	buf    []byte // sent and not delivered
+	frames int    // delivered
+	end    error  // what the reader meets behind buf; nil: it waits
+	silent bool   // half-open: nothing gets there any more, and nobody is told
+}
+
+var (
+	errReset  = fmt.Errorf("%w: the simulated line broke", wire.ErrReset)
+	errSilent = fmt.Errorf("%w: nothing came any more", wire.ErrSilent)
+)
+
+// end is one side's view of a connection. It is the engine's Conn.
+type end struct {
+	w        *World
+	c        *conn
+	out      *stream
+	encoder  wire.Encoder
+	payload  []byte // of the Data that is being handled
+	broken   error  // what every Send answers
+	sent     int64
+	received int64
+	loopback bool
+}
+
+var _ engine.Conn = (*end)(nil)
+
+// Send puts frames on the wire.
+func (e *end) Send(ms ...wire.Message) error {
+	if e.broken != nil {
+		return e.broken
+	}
+	before := len(e.out.buf)
+	buf, err := e.encoder.Append(e.out.buf, ms...)
+	if err != nil {
+		e.w.failf("%s sends what no frame can hold: %v", e.w.sideOf(e), err)
+	}
+	e.sent += int64(len(buf) - before)
+	if e.out.silent || e.out.end != nil {
+		return nil // the kernel took it
+	}
+	e.out.buf = buf
+	return nil
+}
+
+// Next is for the daemon's reader; here the world delivers.
+func (e *end) Next() (wire.Message, error) {
+	return nil, errors.New("the simulator delivers by itself")
+}
+
+// ReadPayload gives the payload of the Data that is being handled.
+func (e *end) ReadPayload(dst []byte) error {
+	if len(dst) != len(e.payload) {
+		return fmt.Errorf("a payload of %d bytes is read into %d", len(e.payload), len(dst))
+	}
+	copy(dst, e.payload)
+	return nil
+}
+
+// Close ends this side: it sends nothing more, and the peer learns of it behind what is on its way.
+func (e *end) Close(cause error) {
+	if e.broken == nil {
+		e.broken = fmt.Errorf("closed: %w", errReset)
+		if e.out.end == nil && !e.out.silent {
+			e.out.end = errReset
+		}
+	}
+}
+
+func (e *end) Sent() int64        { return e.sent }
+func (e *end) Received() int64    { return e.received }
+func (e *end) RTT() time.Duration { return time.Millisecond }
+func (e *end) Loopback() bool     { return e.loopback }
+func (e *end) Established()       {}
+
+// newConn makes a connection to a mirror, alive in both directions.
+func (w *World) newConn(mirror int) *conn {
+	w.connections++
+	c := &conn{id: w.connections, mirror: mirror}
+	loopback := w.seed%2 == 0
+	c.p = end{w: w, c: c, out: &c.down, loopback: loopback}
+	c.m = end{w: w, c: c, out: &c.up, loopback: loopback}
+	return c
+}
+
+// take takes the next frame off a stream for its reader. ok is false where none is there yet; err is what the
+// reader of a connection meets instead.
+func (s *stream) take(reader *end) (m wire.Message, ok bool, err error) {
+	m, payload, n, err := s.parser.Next(s.buf)
+	if err != nil {
+		return nil, false, err
+	}
+	if n == 0 {
+		return nil, false, s.end
+	}
+	reader.payload = payload
+	reader.received += int64(n)
+	s.buf = s.buf[n:]
+	s.frames++
+	return m, true, nil
+}
+
+// ready tells whether take would find something.
+func (s *stream) ready() bool { return !s.silent && len(s.buf) > 0 || s.end != nil }
+
+// snap breaks a connection: of what is on its way a part still arrives, perhaps not even a whole frame.
+func (w *World) snap(c *conn) {
+	for _, s := range []*stream{&c.down, &c.up} {
+		if !s.silent {
+			s.buf = s.buf[:w.rng.IntN(len(s.buf)+1)]
+		}
+		s.end = errReset
+	}
+	c.p.broken, c.m.broken = errReset, errReset
+}
+
+// halfOpen has one side lose the connection while the other hears nothing of it.
+func (w *World) halfOpen(c *conn, deaf *stream, other *end) {
+	deaf.silent, deaf.buf = true, nil
+	back := &c.up
+	if deaf == back {
+		back = &c.down
+	}
+	back.end = errReset
+	other.broken = errReset
+}
+
+// flip turns a bit over of what is on its way.
+func (w *World) flip(s *stream) bool {
+	if len(s.buf) == 0 || s.silent {
+		return false
+	}
+	bit := w.rng.IntN(8 * len(s.buf))
+	s.buf[bit/8] ^= 1 << (bit % 8)
+	return true
+}
+
+func (w *World) sideOf(e *end) string {
+	if e == &e.c.p {
+		return "the primary"
+	}
+	return w.mirrors[e.c.mirror].name
+}

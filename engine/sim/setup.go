@@ -1,0 +1,74 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/blkmirror/blkmirror/engine"
+)
+
+// setup is what a seed says about a whole history: its sizes, and how much goes wrong.
+type setup struct {
+	mirrors  int
+	pages    int64
+	block    int64
+	interval time.Duration
+	onFull   string
+	spread   int64 // bytes around the focus that clients write to
+	clients  int
+	readers  int
+	capture  int64 // bytes in memory
+	spool    int64
+	trouble  int // faults in a thousand steps
+	kinds    []int
+	blank    bool // mirrors begin with zeroes
+	patience int  // steps without faults after which everything has to be equal
+}
+
+func (s *setup) size() int64            { return s.pages * pageSize }
+func (s *setup) name(mirror int) string { return string(rune('a' + mirror)) }
+
+// The sizes are such that what takes gigabytes elsewhere happens within some pages here.
+const (
+	regionSize  = 64 << 10
+	segmentSize = 64 << 10
+)
+
+func newSetup(rng *rand.Rand) setup {
+	s := setup{
+		mirrors:  1 + rng.IntN(6)/3,
+		pages:    24 + rng.Int64N(64),
+		block:    pageSize << (2 * rng.IntN(2)),
+		interval: []time.Duration{0, 100 * time.Millisecond, time.Second}[rng.IntN(3)],
+		onFull:   []string{"hold", "bulk"}[rng.IntN(2)],
+		clients:  1 + rng.IntN(4),
+		readers:  1 + rng.IntN(3),
+		capture:  pageSize * []int64{2, 8, 64}[rng.IntN(3)],
+		spool:    pageSize * []int64{0, 8, 64}[rng.IntN(3)],
+		trouble:  []int{0, 4, 12, 40}[rng.IntN(4)],
+		patience: 40000,
+	}
+	s.blank = rng.IntN(2) == 0
+	if rng.IntN(12) == 0 {
+		s.mirrors = 3
+	}
+	s.spread = pageSize * (2 + rng.Int64N(s.pages))
+	for i := range faults {
+		if rng.IntN(3) > 0 {
+			s.kinds = append(s.kinds, i)
+		}
+	}
+	return s
+}
+
+func (s *setup) primarySizes() engine.Sizes {
+	return engine.Sizes{Region: regionSize, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
+		CaptureMemory: s.capture, CaptureSpool: s.spool, CheckpointBytes: 16 << 10, CheckpointHot: 3,
+		IndexSync: 8 * pageSize, ShipBatch: 6 * pageSize, ShipMemory: 16 << 20, OfferBytes: 8 * pageSize, PageOffers: s.size() / 2,
+		BulkFlush: 8 * pageSize, SmallRest: 4 * pageSize}
+}
+
+func (s *setup) mirrorSizes() engine.Sizes {
+	return engine.Sizes{Region: regionSize, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
+		Window: 16 << 20, StagingSync: 8 * pageSize, Chunk: 16 * pageSize}
+}
