@@ -173,6 +173,14 @@ func (p *primary) tune(c VolumeConfig) {
 		s.capture.Close() // nothing in it is of use any more
 		p.log("mirror " + s.config.Name + " is left away from now on")
 	}
+	if len(gone) > 0 { // before one of the name is new: its sets are empty for a moment
+		err := p.facts.forget(func(name string) bool {
+			return slices.ContainsFunc(next, func(s *shipper) bool { return s.config.Name == name })
+		})
+		if err != nil {
+			p.fail("forget mirror", err)
+		}
+	}
 	for _, m := range c.Mirrors {
 		if slices.ContainsFunc(next, func(s *shipper) bool { return s.config == m }) {
 			continue

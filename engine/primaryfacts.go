@@ -96,6 +96,19 @@ func (f *facts) met() bool {
 	return len(f.here) > 0 || slices.ContainsFunc(f.now.Mirrors, func(m journal.MirrorFacts) bool { return m.Attached })
 }
 
+// forget drops all that is known of mirrors that are not kept: should one come again, it is compared as a whole.
+func (f *facts) forget(keep func(name string) bool) error {
+	return f.change(func(now *journal.VolumeFacts) {
+		now.Mirrors = slices.DeleteFunc(now.Mirrors, func(m journal.MirrorFacts) bool {
+			if keep(m.Name) {
+				return false
+			}
+			delete(f.here, m.Name)
+			return true
+		})
+	})
+}
+
 // change edits the facts and makes them durable.
 func (f *facts) change(edit func(*journal.VolumeFacts)) error {
 	f.mu.Lock()

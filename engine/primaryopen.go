@@ -116,6 +116,9 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 	// From here on this process may write: whoever finds the journal next must not take it for clean.
 	err = p.facts.change(func(f *journal.VolumeFacts) {
 		f.Clean, f.BootID, f.Device, f.Mirror.Unproven = false, boot, blob, p.compare != nil
+		f.Mirrors = slices.DeleteFunc(f.Mirrors, func(m journal.MirrorFacts) bool { // what left the configuration
+			return !slices.ContainsFunc(d.config.Mirrors, func(c MirrorConfig) bool { return c.Name == m.Name })
+		})
 	})
 	if err != nil {
 		return journalError("write journal", p.dir, err)

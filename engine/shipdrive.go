@@ -229,7 +229,7 @@ func (s *shipper) commitLocked(a ship.Action, session *shipSession) (m *wire.Com
 		return nil, false
 	}
 	if a.Again {
-		return s.core.CommitSent(0, nil, 0, s.p.unproven()), false
+		return s.core.CommitAgain(s.p.unproven()), false
 	}
 	runs := s.p.tracker.Holes(s.sets, wire.MaxHoles+1)
 	if len(runs) > wire.MaxHoles {

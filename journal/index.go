@@ -90,6 +90,9 @@ func OpenIndex(dir string) (*Index, error) {
 		err = checkTables(dir)
 	}
 	if err == nil {
+		err = dropUnborn(dir)
+	}
+	if err == nil {
 		x.db, err = openBadger(indexOptions(dir, &x.log))
 	}
 	if err == nil {

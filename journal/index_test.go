@@ -174,6 +174,22 @@ func TestIndexSurvivesKill(t *testing.T) {
 	}
 }
 
+// A process that is killed while badger makes its next memory table leaves an empty file.
+func TestIndexWithUnbornTable(t *testing.T) {
+	dir := t.TempDir()
+	x := openIndex(t, dir)
+	must(t, x.PutRun(7, [][32]byte{{7}}))
+	must(t, x.Close())
+	must(t, os.WriteFile(filepath.Join(dir, "00099.mem"), nil, 0o600))
+	x = openIndex(t, dir)
+	var entry [1]journal.Entry
+	must(t, x.Get(7, entry[:]))
+	if !entry[0].Known || entry[0].Hash != [32]byte{7} {
+		t.Errorf("entry %+v after a kill that left an empty table", entry[0])
+	}
+	must(t, x.Close())
+}
+
 // killAfter runs the child on a folder and kills it when a round is synced.
 func killAfter(t *testing.T, dir string, round uint64) {
 	t.Helper()

@@ -36,6 +36,28 @@ func RemoveIndex(dir string) error {
 // finishRemoval clears away what an interrupted RemoveIndex has left.
 func finishRemoval(dir string) error { return os.RemoveAll(dir + removedSuffix) }
 
+// dropUnborn removes memory tables that a killed process had created and given no size yet. badger's own
+// goroutines make them ahead of time, nothing was ever in them, and badger does not open a store that has one.
+func dropUnborn(dir string) error {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if filepath.Ext(f.Name()) != ".mem" {
+			continue
+		}
+		st, err := f.Info()
+		if err == nil && st.Size() == 0 {
+			err = os.Remove(filepath.Join(dir, f.Name()))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // indexLogger keeps the last error that badger reports from its own goroutines; the rest is noise.
 type indexLogger struct {
 	mu   sync.Mutex

@@ -368,7 +368,7 @@ func TestCommitAgain(t *testing.T) {
 	if a := s.want(ship.SendCommit); !a.Again {
 		t.Error("not again")
 	}
-	m := s.c.CommitSent(0, nil, 0, false)
+	m := s.c.CommitAgain(false)
 	if len(m.Holes) != 1 || m.Holes[0] != first.Holes[0] || m.Pages != first.Pages || m.Chain != first.Chain {
 		t.Errorf("%+v, and before %+v", m, first)
 	}

@@ -51,19 +51,27 @@ func (c *Core) Rebased(m *wire.Rebase) {
 	c.cur.rebased, c.old, c.theirs = true, 0, m.New
 }
 
-// CommitSent answers SendCommit: all of the epoch is staged. It returns the Commit to send. Sent again, it
-// says the same as before.
+// CommitSent answers SendCommit: all of the epoch is staged. It returns the Commit to send.
 func (c *Core) CommitSent(pages uint64, holes []wire.Extent, holePages uint64, unproven bool) *wire.Commit {
 	e := c.cur
-	if e == nil || c.sent != nil { // the same once more
-		e = c.sent
-		e.resend = false
-	} else {
-		e.records, e.chain, e.seq = c.records.chain.Records(), c.records.chain.Sum(), c.records.last()
-		e.pages, e.holes, e.holePages = pages, holes, holePages
-		c.sent, c.cur, c.theirs = e, nil, 0
-		c.records.restart()
+	e.records, e.chain, e.seq = c.records.chain.Records(), c.records.chain.Sum(), c.records.last()
+	e.pages, e.holes, e.holePages = pages, holes, holePages
+	c.sent, c.cur, c.theirs = e, nil, 0
+	c.records.restart()
+	return e.commit(unproven)
+}
+
+// CommitAgain answers SendCommit with Again: the Commit that may be lost, as it was. nil: it was answered in the
+// meantime.
+func (c *Core) CommitAgain(unproven bool) *wire.Commit {
+	if c.sent == nil {
+		return nil
 	}
+	c.sent.resend = false
+	return c.sent.commit(unproven)
+}
+
+func (e *epoch) commit(unproven bool) *wire.Commit {
 	m := &wire.Commit{Epoch: e.number, Base: e.base, Records: e.records, Pages: e.pages, Chain: e.chain, Holes: e.holes}
 	if unproven {
 		m.Flags |= wire.CommitUnproven

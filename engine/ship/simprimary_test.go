@@ -422,7 +422,7 @@ func (p *simPrimary) voided() *blockdev.PageSet {
 
 func (p *simPrimary) commit(a ship.Action) {
 	if a.Again {
-		p.send(p.core.CommitSent(0, nil, 0, false))
+		p.send(p.core.CommitAgain(false))
 		return
 	}
 	var holes []wire.Extent
