@@ -76,7 +76,8 @@ const nbdMagic = 0x25609513
 // bounded.
 func TestLiveBadNBD(t *testing.T) {
 	const size = 64 * mib
-	s := &stamped{livePair: startLivePair(t, plain, size), h: stamp.NewHistory(size/stamp.PageSize, *seed)}
+	s := &stamped{livePair: startLivePair(t, plain, size)}
+	s.h = s.history(size)
 	s.w = stamp.NewWriter(s.h, stamp.Load{Network: "unix", Address: s.sock, Export: "v", Seed: *seed, Depth: 2})
 	s.w.Start()
 	t.Cleanup(func() { s.w.Stop() })

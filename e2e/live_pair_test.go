@@ -90,9 +90,25 @@ type stamped struct {
 	looks int
 }
 
+// history begins the record of what is written to the volume. It lies beside the images, for keep.
+func (p *livePair) history(size int64) *stamp.History {
+	p.t.Helper()
+	f, err := os.Create(filepath.Join(p.dir, "history"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { f.Close() })
+	h := stamp.NewHistory(size/stamp.PageSize, *seed)
+	if err := h.LogTo(f); err != nil {
+		p.t.Fatal(err)
+	}
+	return h
+}
+
 func newStamped(t testing.TB, size int64, load stamp.Load) *stamped {
 	t.Helper()
-	s := &stamped{livePair: startLivePair(t, checked, size), h: stamp.NewHistory(size/stamp.PageSize, *seed)}
+	s := &stamped{livePair: startLivePair(t, checked, size)}
+	s.h = s.history(size)
 	load.Network, load.Address, load.Export, load.Seed = "unix", s.sock, "v", *seed
 	s.w = stamp.NewWriter(s.h, load)
 	s.w.Start()
@@ -165,7 +181,6 @@ func (s *stamped) keep() {
 	if to == "" {
 		return
 	}
-	s.h.Save(filepath.Join(to, "history"))
 	tool(s.t, "cp", "-a", "--sparse=always", s.dir, to)
 	s.t.Logf("kept in %s", to)
 }

@@ -153,7 +153,7 @@ func TestLiveMirrorStateFull(t *testing.T) {
 	p.mirrorUp()
 	p.primary.up()
 	p.cut()
-	s := &stamped{livePair: p, h: stamp.NewHistory(size/stamp.PageSize, *seed)}
+	s := &stamped{livePair: p, h: p.history(size)}
 	s.w = stamp.NewWriter(s.h, stamp.Load{Network: "unix", Address: p.sock, Export: "v", Seed: *seed, Longest: 256})
 	s.w.Start()
 	t.Cleanup(func() { s.w.Stop() })
@@ -196,7 +196,7 @@ func TestLivePrimaryStateFull(t *testing.T) {
 	p.mirrorUp()
 	p.primary.up()
 	p.cut()
-	s := &stamped{livePair: p, h: stamp.NewHistory(size/stamp.PageSize, *seed)}
+	s := &stamped{livePair: p, h: p.history(size)}
 	s.w = stamp.NewWriter(s.h, stamp.Load{Network: "unix", Address: p.sock, Export: "v", Seed: *seed, Longest: 4, NoTrim: true})
 	filler := filepath.Join(at, "filler")
 	exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=64k").Run()

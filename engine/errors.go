@@ -114,8 +114,10 @@ func codeOf(err error) wire.Code {
 	switch {
 	case errors.As(err, &e) && e.code != 0:
 		return e.code
-	case errors.Is(err, errMismatch), errors.Is(err, wire.ErrCorrupt):
+	case errors.Is(err, errMismatch):
 		return wire.CodeIntegrity
+	case errors.Is(err, wire.ErrCorrupt):
+		return wire.CodeDamaged
 	case errors.Is(err, wire.ErrVersion):
 		return wire.CodeVersion
 	case errors.Is(err, wire.ErrProtocol):
@@ -148,6 +150,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeVersion:   "run the same version on both sides",
 	wire.CodeProtocol:  "run the same version on both sides; if they are, report this as a bug",
 	wire.CodeIntegrity: "check memory, network and disks, then run the same sync again",
+	wire.CodeDamaged:   "the connection damages data: check memory and network; another connection is tried",
 	wire.CodeDevice:    "check the disk and the log on the other side",
 	wire.CodeNoSpace:   "free space on the other side and run the same sync again: it goes on where it stopped",
 	wire.CodeUnknown:   "check the name; `blkmirror status` on the other side lists its volumes",
@@ -193,5 +196,5 @@ var nextByClass = map[wire.Class]string{
 	wire.ClassDNS:         "check the host name",
 	wire.ClassVersion:     "run the same version on both sides",
 	wire.ClassProtocol:    "check that the address is that of a `blkmirror serve`",
-	wire.ClassIntegrity:   "the connection damages data: check memory and network, then run the same sync again",
+	wire.ClassIntegrity:   "the connection damages data: check memory and network; another connection is tried",
 }

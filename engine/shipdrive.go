@@ -18,16 +18,16 @@ func (s *shipper) routineDrive(ctx context.Context) {
 	timer := time.NewTimer(awakeEvery)
 	defer timer.Stop()
 	for {
-		at, did := s.drive()
+		a := s.drive()
 		if ctx.Err() != nil {
 			return
 		}
-		if did {
+		if a.Kind != ship.Wait {
 			continue
 		}
 		wait := awakeEvery
-		if !at.IsZero() {
-			wait = min(wait, max(at.Sub(s.p.now()), 0))
+		if !a.At.IsZero() {
+			wait = min(wait, max(a.At.Sub(s.p.now()), 0))
 		}
 		timer.Reset(wait)
 		select {
@@ -39,16 +39,16 @@ func (s *shipper) routineDrive(ctx context.Context) {
 	}
 }
 
-// drive does one thing, if there is one. at is when there may be, if nothing happens before; zero: never.
-func (s *shipper) drive() (at time.Time, did bool) {
+// drive does one thing, and tells which. Where it is to wait, nothing.
+func (s *shipper) drive() ship.Action {
 	a, session := s.next()
 	if a.Kind == ship.Wait {
-		return a.At, false
+		return a
 	}
 	if err := s.do(a, session); err != nil {
 		s.failed(session, err)
 	}
-	return time.Time{}, true
+	return a
 }
 
 // takeHands waits until no batch is between reading and sending, and keeps all from being begun.
@@ -143,9 +143,11 @@ func (s *shipper) do(a ship.Action, session *shipSession) error {
 	return nil
 }
 
-// stands tells whether what was decided for a session may still be done: another one may have begun since,
-// and with it everything may be otherwise. s.mu is held.
-func (s *shipper) stands(session *shipSession) bool { return s.session == session }
+// stands tells whether what was decided for a session may still be done: it may have ended since, or another
+// one begun, and with it everything may be otherwise. s.mu is held.
+func (s *shipper) stands(session *shipSession) bool {
+	return s.session == session && session.ctx.Err() == nil
+}
 
 // doCut takes a cut: the number first, durably, then the step. With hands held no reader that began before
 // reads behind it.
@@ -345,7 +347,8 @@ func (s *shipper) doPass(session *shipSession) error {
 }
 
 // doFlush asks the mirror to make durable what was sent. With hands held, all that was read is on its way,
-// before the Flush.
+// before the Flush, but for what an ending session has left to be sent again: a Flush that got through all the
+// same would clear it.
 func (s *shipper) doFlush(session *shipSession) error {
 	number, err := s.p.facts.number(s.config.Name)
 	if err != nil {
@@ -353,7 +356,7 @@ func (s *shipper) doFlush(session *shipSession) error {
 	}
 	defer s.takeHands()()
 	s.mu.Lock()
-	if !s.stands(session) || !s.p.tracker.BulkFlush(s.sets) {
+	if !s.stands(session) || len(s.again) > 0 || !s.p.tracker.BulkFlush(s.sets) {
 		s.mu.Unlock()
 		return nil
 	}

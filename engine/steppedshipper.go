@@ -24,12 +24,9 @@ type SteppedShipper struct {
 // Name is what the mirror is called in the configuration.
 func (s *SteppedShipper) Name() string { return s.s.config.Name }
 
-// Drive does what the core says, one thing. did: it said something else than to wait. It is to be asked again
+// Drive does what the core says, one thing, and tells what that was; ship.Wait: nothing. It is to be asked again
 // and again, at least every quarter of a second. One call at a time.
-func (s *SteppedShipper) Drive() (did bool) {
-	_, did = s.s.drive()
-	return did
-}
+func (s *SteppedShipper) Drive() ship.Kind { return s.s.drive().Kind }
 
 // Attach is what a new connection begins with, behind the Hellos; nil where none is to be made before a person
 // says so. There is no session.

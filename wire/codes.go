@@ -23,4 +23,5 @@ const (
 	CodeOlder     Code = 17 // the primary is of an older generation than the mirror has seen
 	CodeReplaced  Code = 18 // a newer connection of the same session took over
 	CodePaused    Code = 19 // a person paused the volume at the sender's side
+	CodeDamaged   Code = 20 // a frame arrived damaged: another connection may do better
 )

@@ -24,7 +24,7 @@ var (
 // While it stands.
 var (
 	ErrProtocol = errors.New("protocol broken")
-	ErrCorrupt  = errors.New("checksum mismatch")                  // of a header or a meta; the engine's, too, of blocks
+	ErrCorrupt  = errors.New("a frame arrived damaged")            // its header or meta has another checksum than it says
 	ErrCodec    = errors.New("payload cannot be unpacked")         // of one Data: answered by a Nak
 	ErrReset    = errors.New("connection lost without a farewell") // the peer went without Refused, Halt or Bye
 	ErrSilent   = errors.New("the peer shows no life")
@@ -35,6 +35,7 @@ var (
 // ErrCorrupt and ErrAuth from above there is one for every Code.
 var (
 	ErrDone        = errors.New("finished")
+	ErrIntegrity   = errors.New("checksum mismatch")
 	ErrStopped     = errors.New("is being stopped")
 	ErrDevice      = errors.New("the device or state directory failed")
 	ErrNoSpace     = errors.New("no space left")
@@ -61,7 +62,8 @@ var reasons = [...]struct {
 	{CodeStopped, ErrStopped},
 	{CodeVersion, ErrVersion},
 	{CodeProtocol, ErrProtocol},
-	{CodeIntegrity, ErrCorrupt},
+	{CodeIntegrity, ErrIntegrity},
+	{CodeDamaged, ErrCorrupt},
 	{CodeDevice, ErrDevice},
 	{CodeNoSpace, ErrNoSpace},
 	{CodeUnknown, ErrUnknown},
@@ -164,7 +166,7 @@ var classes = [...]struct {
 	errs  []error
 }{
 	{ClassVersion, []error{ErrVersion}},
-	{ClassIntegrity, []error{ErrCorrupt, ErrCodec}},
+	{ClassIntegrity, []error{ErrIntegrity, ErrCorrupt, ErrCodec}},
 	{ClassProtocol, []error{ErrProtocol, ErrNotBlkmirror}},
 	{ClassAuth, []error{ErrAuth, ErrNotLoopback}},
 	{ClassTimeout, []error{ErrSilent, ErrHandshakeTimeout}},
@@ -221,7 +223,7 @@ func classOfCode(code Code) Class {
 		return ClassVersion
 	case CodeProtocol:
 		return ClassProtocol
-	case CodeIntegrity:
+	case CodeIntegrity, CodeDamaged:
 		return ClassIntegrity
 	case CodeAuth:
 		return ClassAuth

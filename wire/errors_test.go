@@ -38,7 +38,7 @@ func TestCodes(t *testing.T) {
 	if got := CodeOf(&RemoteError{Code: 999}); got != 999 {
 		t.Errorf("code 999 comes back as %d", got)
 	}
-	if (CodePaused + 1).Err() != errUnknownCode {
+	if (CodeDamaged + 1).Err() != errUnknownCode {
 		t.Error("there is a code that is not tried here")
 	}
 	for err, want := range map[error]Code{
@@ -73,6 +73,7 @@ func TestClassify(t *testing.T) {
 		{ErrVersion, ClassVersion}, {&RemoteError{Code: CodeVersion}, ClassVersion},
 		{op("write", syscall.EMSGSIZE), ClassMTU},
 		{ErrCorrupt, ClassIntegrity}, {ErrCodec, ClassIntegrity}, {&RemoteError{Code: CodeIntegrity}, ClassIntegrity},
+		{ErrIntegrity, ClassIntegrity}, {&RemoteError{Code: CodeDamaged}, ClassIntegrity},
 		{ErrProtocol, ClassProtocol}, {ErrNotBlkmirror, ClassProtocol}, {&RemoteError{Code: CodeProtocol}, ClassProtocol},
 		{&RemoteError{Code: CodeStopped}, ClassPeerStopped}, {&RemoteError{Code: CodeDevice}, ClassPeerStopped},
 		{&RemoteError{Code: 999}, ClassPeerStopped},

@@ -73,7 +73,7 @@ func (h *History) Check(shown []Shown) (Cut, error) {
 	}
 	cut := Cut{First: fits[0].first, Last: fits[len(fits)-1].last, shown: shown}
 	for _, w := range h.writes {
-		if w.Issued <= cut.First {
+		if w.Issued <= cut.First && !w.Void {
 			cut.Writes++
 		}
 	}
@@ -198,7 +198,7 @@ func (h *History) halves(shown []Shown, fits []span) (torn []span, told []string
 		}
 		if in >= 0 && out >= 0 {
 			torn = append(torn, span{w.Issued, min(w.Acked, h.clock+1) - 1})
-			told = append(told, fmt.Sprintf("%s is there on page %d and missing on page %d", h.describe(seq), in, out))
+			told = append(told, fmt.Sprintf("%s is there on page %d and missing on page %d", h.Describe(seq), in, out))
 		}
 	}
 	return torn, told
@@ -238,7 +238,7 @@ func (h *History) disagreement(shown []Shown, spans []span) string {
 		if slices.ContainsFunc(h.possible(int64(page), s), func(sp span) bool { return sp.first <= at && at <= sp.last }) {
 			continue
 		}
-		if told = append(told, fmt.Sprintf("page %d shows %v, the last write before was %s", page, s, h.describe(h.at(int64(page), at)))); len(told) == 5 {
+		if told = append(told, fmt.Sprintf("page %d shows %v, the last write before was %s", page, s, h.Describe(h.at(int64(page), at)))); len(told) == 5 {
 			break
 		}
 	}
@@ -316,7 +316,7 @@ func (h *History) Durable(shown []Shown, by Tick) error {
 			continue
 		}
 		if n++; n <= 5 {
-			told = append(told, fmt.Sprintf("page %d shows %v, must not be older than %s", page, s, h.describe(must)))
+			told = append(told, fmt.Sprintf("page %d shows %v, must not be older than %s", page, s, h.Describe(must)))
 		}
 	}
 	if n > 0 {

@@ -9,7 +9,7 @@ import (
 )
 
 // script builds a history from words: "+3" issues a write to page 3, "+3-5" one to the pages 3 to 5, "z3"
-// writes zeroes, "!1" acknowledges request 1.
+// writes zeroes, "t3" trims, "!1" acknowledges request 1.
 func script(t *testing.T, pages int64, words string) *History {
 	t.Helper()
 	h := NewHistory(pages, 7)
@@ -28,7 +28,11 @@ func script(t *testing.T, pages int64, words string) *History {
 			if word[0] == '+' {
 				b = make([]byte, (to-from+1)*PageSize)
 			}
-			h.issue(from, to-from+1, b)
+			if word[0] == 't' {
+				h.trim(from, to-from+1)
+			} else {
+				h.issue(from, to-from+1, b)
+			}
 		}
 	}
 	return h

@@ -22,5 +22,8 @@
 //	w.Stop()
 //	cut, err := h.CheckFile("mirror.img")
 //
+// A history that is logged to a file (LogTo) can be gone on with, and be judged by, another process; a Verdict
+// says for people what is wrong with an image, and which writes are there.
+//
 // The package knows nothing of the product but the NBD protocol.
 package stamp

@@ -2,7 +2,9 @@ package stamp
 
 import (
 	"fmt"
+	"io"
 	"math"
+	"slices"
 	"sync"
 )
 
@@ -18,7 +20,8 @@ type Write struct {
 	Zero        bool // it writes zeroes
 	Issued      Tick // before its first byte was sent
 	Acked       Tick // after its reply was read
-	Split       bool // part of it was lost in a kill: its pages stand each for itself
+	Split       bool // part of it may be missing: its pages stand each for itself
+	Void        bool // the volume was put back to a time before it
 }
 
 // History is the exact record of all that was written. Its zero pages are what the volume began with.
@@ -31,6 +34,9 @@ type History struct {
 	writes   []Write // by Seq-1
 	versions [][]Seq // of each page, in their order; version -1 is the content it began with
 	reserved []bool  // pages with a request under way, or of unknown fate
+	flushed  Tick    // all that was acknowledged by then was flushed since
+	log      io.Writer
+	logErr   error // sticky
 }
 
 // NewHistory begins the record of a volume that is all zeroes. run tells its stamps from others'.
@@ -80,15 +86,16 @@ func (h *History) release(page, n int64) {
 // issue records a request, whose pages are reserved, before it is sent. With a buffer it stamps the pages
 // into it, without one it is a request that writes zeroes.
 func (h *History) issue(page, n int64, buf []byte) Seq {
+	kind := "data"
+	if buf == nil {
+		kind = "zero"
+	}
 	h.mu.Lock()
-	h.clock++
-	h.writes = append(h.writes, Write{Page: page, Pages: n, Zero: buf == nil, Issued: h.clock, Acked: Never})
-	seq := Seq(len(h.writes))
 	prev := make([]Seq, n)
 	for i := range prev {
 		prev[i] = h.latest(page + int64(i))
-		h.versions[page+int64(i)] = append(h.versions[page+int64(i)], seq)
 	}
+	seq := h.issued(page, n, kind)
 	h.mu.Unlock()
 	for i := range int64(len(buf) / PageSize) {
 		put(buf[i*PageSize:(i+1)*PageSize], h.run, page+i, seq, prev[i])
@@ -96,12 +103,72 @@ func (h *History) issue(page, n int64, buf []byte) Seq {
 	return seq
 }
 
+// trim records a request that leaves zeroes or what was there, on each page for itself: settle tells which.
+func (h *History) trim(page, n int64) Seq {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.issued(page, n, "trim")
+}
+
+func (h *History) issued(page, n int64, kind string) Seq {
+	h.clock++
+	h.writes = append(h.writes, Write{Page: page, Pages: n, Zero: kind != "data", Split: kind == "trim", Issued: h.clock, Acked: Never})
+	seq := Seq(len(h.writes))
+	for i := range n {
+		h.versions[page+i] = append(h.versions[page+i], seq)
+	}
+	h.record("issue %d %s %d+%d\n", seq, kind, page, n)
+	return seq
+}
+
 // ack records the reply of a request.
 func (h *History) ack(seq Seq) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.acked(seq)
+	h.record("ack %d\n", seq)
+}
+
+func (h *History) acked(seq Seq) {
 	h.clock++
 	h.writes[seq-1].Acked = h.clock
+}
+
+// flush records that all that was acknowledged by an instant was flushed since.
+func (h *History) flush(by Tick) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if by > h.flushed {
+		h.flushed = by
+		h.record("flush %d\n", by)
+	}
+}
+
+// Flushed is an instant: all that was acknowledged by then has been flushed since.
+func (h *History) Flushed() Tick {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.flushed
+}
+
+// Rewind says that the volume was put back to what it was when last, at rest, was the latest request. What
+// came later is void, and an image that shows it is wrong. Nothing may be under way.
+func (h *History) Rewind(last Seq) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rewind(last)
+	h.record("rewind %d\n", last)
+}
+
+func (h *History) rewind(last Seq) {
+	for page, v := range h.versions {
+		if i := slices.IndexFunc(v, func(seq Seq) bool { return seq > last }); i >= 0 {
+			h.versions[page] = slices.Clip(v[:i])
+		}
+	}
+	for i := range h.writes[last:] {
+		h.writes[int(last)+i].Void = true
+	}
 }
 
 // latest is the sequence number of the last write to a page.
@@ -119,7 +186,25 @@ func (h *History) expect(page int64, b []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if want := h.latest(page); got.Bad != "" || !h.shows(got, want) {
-		return fmt.Errorf("page %d reads as %v, want %s", page, got, h.describe(want))
+		return fmt.Errorf("page %d reads as %v, want %s", page, got, h.Describe(want))
+	}
+	return nil
+}
+
+// Complete expects that a disk, to which nobody writes, holds every write that was answered.
+func (h *History) Complete(d Disk) error {
+	b := make([]byte, 256*PageSize)
+	for page := int64(0); page < h.Pages(); {
+		n := min(256, h.Pages()-page)
+		if err := d.Read(b[:n*PageSize], page*PageSize); err != nil {
+			return err
+		}
+		for i := range n {
+			if err := h.expect(page+i, b[i*PageSize:(i+1)*PageSize]); err != nil {
+				return err
+			}
+		}
+		page += n
 	}
 	return nil
 }
@@ -130,8 +215,8 @@ func (h *History) expect(page int64, b []byte) error {
 func (h *History) settle(seq Seq, content []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	w := &h.writes[seq-1]
-	lost := int64(0)
+	w := h.writes[seq-1]
+	var lost []int64
 	for i := range w.Pages {
 		page := w.Page + i
 		v := h.versions[page]
@@ -143,16 +228,31 @@ func (h *History) settle(seq Seq, content []byte) error {
 		switch {
 		case got.Bad == "" && h.shows(got, seq):
 		case got.Bad == "" && h.shows(got, before):
-			h.versions[page] = v[:len(v)-1]
-			lost++
+			lost = append(lost, page)
 		default:
 			return fmt.Errorf("page %d reads as %v; it was %s, and its last write, of unknown outcome, was %s",
-				page, got, h.describe(before), h.describe(seq))
+				page, got, h.Describe(before), h.Describe(seq))
 		}
+	}
+	if err := h.settled(seq, lost); err != nil {
+		return err
+	}
+	h.recordLost(seq, lost)
+	return nil
+}
+
+// settled takes a request as done, save on the pages that have lost it.
+func (h *History) settled(seq Seq, lost []int64) error {
+	w := &h.writes[seq-1]
+	for _, page := range lost {
+		if page < w.Page || page >= w.Page+w.Pages || h.latest(page) != seq {
+			return fmt.Errorf("request %d is not the last one to page %d", seq, page)
+		}
+		h.versions[page] = h.versions[page][:len(h.versions[page])-1]
 	}
 	h.clock++
 	w.Acked = h.clock
-	w.Split = lost > 0
+	w.Split = len(lost) > 0
 	return nil
 }
 
@@ -164,7 +264,8 @@ func (h *History) shows(s Shown, version Seq) bool {
 	return !s.Zero && s.Seq == version
 }
 
-func (h *History) describe(seq Seq) string {
+// Describe tells a request. Nobody may be writing.
+func (h *History) Describe(seq Seq) string {
 	if seq == 0 {
 		return "never written"
 	}

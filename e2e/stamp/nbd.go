@@ -226,6 +226,9 @@ func (c *Client) Zero(off int64, n int, flags uint16) error {
 // Trim discards n bytes at off.
 func (c *Client) Trim(off int64, n int) error { return c.do(0, cmdTrim, off, n, nil, nil) }
 
+// Bytes is the size of the export.
+func (c *Client) Bytes() int64 { return c.Size }
+
 // Flush makes durable what was answered before.
 func (c *Client) Flush() error { return c.do(0, cmdFlush, 0, 0, nil, nil) }
 

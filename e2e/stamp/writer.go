@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Load says where to write, and how.
+// Load says where to write, and how. Network is "unix" or "tcp", where the Address has an NBD server, or
+// "file", where it is a path.
 type Load struct {
 	Network, Address, Export string
 
@@ -31,8 +32,6 @@ type Writer struct {
 	// Errors counts requests that the server answered with an error, Lost those without a reply,
 	// Reconnects the connections after the first.
 	Errors, Lost, Reconnects atomic.Int64
-	// Flushed is an instant: all that was acknowledged by then has been flushed since.
-	Flushed atomic.Int64
 
 	cancel context.CancelCauseFunc
 	ctx    context.Context
@@ -40,7 +39,7 @@ type Writer struct {
 
 	mu       sync.Mutex
 	change   *sync.Cond
-	client   *Client
+	client   Disk
 	active   int   // workers with a request under way
 	quiet    int   // who wants that there are none
 	unknown  []Seq // requests of unknown fate, their pages still reserved
@@ -58,7 +57,10 @@ func NewWriter(h *History, l Load) *Writer {
 	if l.To == 0 {
 		l.To = h.Pages()
 	}
-	w := &Writer{Load: l, h: h}
+	w := &Writer{Load: l, h: h, unknown: h.open()}
+	for _, seq := range w.unknown { // of a history that is gone on with
+		h.reserve(h.writes[seq-1].Page, h.writes[seq-1].Pages)
+	}
 	w.change = sync.NewCond(&w.mu)
 	w.ctx, w.cancel = context.WithCancelCause(context.Background())
 	return w
@@ -152,7 +154,7 @@ func (w *Writer) connect() {
 		if w.ctx.Err() != nil {
 			return
 		}
-		c, err := Dial(w.Network, w.Address, w.Export)
+		c, err := Open(w.Load)
 		if err == nil {
 			if err = w.settle(c); err != nil {
 				c.Close()
@@ -178,7 +180,7 @@ func (w *Writer) connect() {
 }
 
 // settle looks up what became of the requests without a reply. Nobody writes meanwhile.
-func (w *Writer) settle(c *Client) error {
+func (w *Writer) settle(c Disk) error {
 	for len(w.unknown) > 0 {
 		if err := w.lookUp(c, w.unknown[0]); err != nil {
 			return err
@@ -192,7 +194,7 @@ func (w *Writer) settle(c *Client) error {
 }
 
 // lookUp reads the pages of a request of unknown fate and releases them.
-func (w *Writer) lookUp(c *Client, seq Seq) error {
+func (w *Writer) lookUp(c Disk, seq Seq) error {
 	w.h.mu.Lock()
 	r := w.h.writes[seq-1]
 	w.h.mu.Unlock()
@@ -218,7 +220,7 @@ func (w *Writer) found(err error) {
 }
 
 // enter waits for its turn. It returns nil when the writer ends.
-func (w *Writer) enter() *Client {
+func (w *Writer) enter() Disk {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for w.ctx.Err() == nil && (w.client == nil || w.quiet > 0) {
@@ -232,7 +234,7 @@ func (w *Writer) enter() *Client {
 }
 
 // leave ends a turn.
-func (w *Writer) leave(c *Client, err error) {
+func (w *Writer) leave(c Disk, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if errors.Is(err, ErrLost) {
@@ -243,7 +245,7 @@ func (w *Writer) leave(c *Client, err error) {
 }
 
 // dropLocked gives up a connection, if it is the present one.
-func (w *Writer) dropLocked(c *Client) {
+func (w *Writer) dropLocked(c Disk) {
 	if w.client == c {
 		w.client = nil
 	}
@@ -276,7 +278,7 @@ func (w *Writer) work(rng *rand.Rand) {
 
 // request does one thing. Half of the writes go to a sixteenth of the pages, so that pages of a cut that is
 // under way are written again.
-func (w *Writer) request(c *Client, rng *rand.Rand, buf []byte) error {
+func (w *Writer) request(c Disk, rng *rand.Rand, buf []byte) error {
 	kind := rng.IntN(100)
 	if kind < 2 {
 		return w.flush(c)
@@ -306,7 +308,7 @@ func (w *Writer) request(c *Client, rng *rand.Rand, buf []byte) error {
 }
 
 // alter records a request that changes pages, does it, and records how it ended.
-func (w *Writer) alter(c *Client, page, n int64, buf []byte, do func() error) error {
+func (w *Writer) alter(c Disk, page, n int64, buf []byte, do func() error) error {
 	seq := w.h.issue(page, n, buf)
 	err := do()
 	if err == nil {
@@ -318,13 +320,13 @@ func (w *Writer) alter(c *Client, page, n int64, buf []byte, do func() error) er
 }
 
 // trim may leave zeroes or what was there: which, only a look can tell.
-func (w *Writer) trim(c *Client, page, n int64) error {
-	seq := w.h.issue(page, n, nil)
+func (w *Writer) trim(c Disk, page, n int64) error {
+	seq := w.h.trim(page, n)
 	return w.doubt(c, seq, c.Trim(page*PageSize, int(n)*PageSize))
 }
 
 // doubt looks up what became of a request, at once, or where that fails on the next connection.
-func (w *Writer) doubt(c *Client, seq Seq, err error) error {
+func (w *Writer) doubt(c Disk, seq Seq, err error) error {
 	if errors.Is(err, ErrLost) {
 		w.Lost.Add(1)
 	} else if look := w.lookUp(c, seq); look == nil || w.ctx.Err() != nil {
@@ -342,7 +344,7 @@ func (w *Writer) doubt(c *Client, seq Seq, err error) error {
 }
 
 // read expects every page as it was last written.
-func (w *Writer) read(c *Client, page, n int64, buf []byte) error {
+func (w *Writer) read(c Disk, page, n int64, buf []byte) error {
 	defer w.h.release(page, n)
 	b := buf[:n*PageSize]
 	if err := c.Read(b, page*PageSize); err != nil {
@@ -356,12 +358,11 @@ func (w *Writer) read(c *Client, page, n int64, buf []byte) error {
 	return nil
 }
 
-func (w *Writer) flush(c *Client) error {
+func (w *Writer) flush(c Disk) error {
 	now := w.h.Now()
 	err := c.Flush()
 	if err == nil {
-		for old := w.Flushed.Load(); old < int64(now) && !w.Flushed.CompareAndSwap(old, int64(now)); old = w.Flushed.Load() {
-		}
+		w.h.flush(now)
 	}
 	return err
 }
@@ -381,6 +382,9 @@ func (w *Writer) Flush() (Tick, error) {
 		}
 		now := w.h.Now()
 		err := c.Flush()
+		if err == nil {
+			w.h.flush(now)
+		}
 		if !errors.Is(err, ErrLost) {
 			return now, err
 		}

@@ -71,8 +71,6 @@ func (w *World) states(n *node) (states []string) {
 
 var phaseNames = map[ship.Phase]string{ship.Away: "away", ship.Refused: "refused", ship.Reconciling: "reconciling", ship.Bulk: "bulk", ship.Shipping: "shipping"}
 
-func kindName(k ship.Kind) string { return kindNames[k] }
-
 var kindNames = map[ship.Kind]string{ship.Wait: "wait", ship.Cut: "cut", ship.SendRebase: "rebase", ship.SendCommit: "commit", ship.GiveUp: "give up",
 	ship.Void: "void", ship.Drop: "drop", ship.BeginBulk: "begin bulk", ship.Pass: "pass", ship.Flush: "flush", ship.Offer: "offer", ship.RetryHoles: "retry holes"}
 

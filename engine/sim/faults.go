@@ -39,8 +39,8 @@ func init() {
 			return w.onLine(func(c *conn) { w.halfOpen(c, &c.up, &c.m) })
 		}, true},
 		{"second connection", (*World).redial, true},
-		{"bit flip on the wire to the mirror", func(w *World) bool { return w.flipOn(func(c *conn) *stream { return &c.down }) }, true},
-		{"bit flip on the wire to the primary", func(w *World) bool { return w.flipOn(func(c *conn) *stream { return &c.up }) }, true},
+		{flipDown, func(w *World) bool { return w.flipNext(func(c *conn) *stream { return &c.down }) }, false},
+		{flipUp, func(w *World) bool { return w.flipNext(func(c *conn) *stream { return &c.up }) }, false},
 		{"EIO of the primary's disk, reading", func(w *World) bool {
 			return w.armDisk(&w.primary.node, "EIO of the primary's disk, reading", devtest.OpRead)
 		}, false},
@@ -66,17 +66,17 @@ func init() {
 		{"state directory: fsync fails", func(w *World) bool { return w.armFS("state directory: fsync fails", journaltest.OpSync, "") }, false},
 		{"state directory full", func(w *World) bool { return w.armFS("state directory full", journaltest.OpWrite, "") }, false},
 		{"spool full", func(w *World) bool {
+			if w.setup.spool == 0 {
+				return false
+			}
 			w.primary.armed = append(w.primary.armed, fault{kind: "spool full", fsOp: journaltest.OpWrite, path: "spool"})
 			return true
 		}, false},
 		{"little room for staging", (*World).littleRoom, true},
-		{"the primary is put back", func(w *World) bool { return w.putBackPrimary() }, true},
-		{"a mirror is put back", func(w *World) bool { return w.putBackMirror() }, true},
-		{"foreign write to the primary", func(w *World) bool { return w.foreign(&w.primary.node, w.primary.volume == nil) }, true},
-		{"foreign write to a mirror", func(w *World) bool {
-			m := w.anyMirror()
-			return w.foreign(&m.node, m.m == nil)
-		}, true},
+		{"the primary is put back", (*World).putBackPrimary, true},
+		{"a mirror is put back", (*World).putBackMirror, true},
+		{"foreign write to the primary", func(w *World) bool { return w.foreign(&w.primary.node) }, true},
+		{"foreign write to a mirror", func(w *World) bool { return w.foreign(&w.anyMirror().node) }, true},
 		{"clock jumps", (*World).jump, true},
 	}
 }
@@ -158,9 +158,18 @@ func (w *World) onLine(do func(*conn)) bool {
 	return true
 }
 
-func (w *World) flipOn(of func(*conn) *stream) bool {
-	c := w.pickConn(func(c *conn) bool { return c.begun && len(of(c).buf) > 0 })
-	return c != nil && w.flip(of(c))
+const (
+	flipDown = "bit flip on the wire to the mirror"
+	flipUp   = "bit flip on the wire to the primary"
+)
+
+// flipNext damages what is sent next.
+func (w *World) flipNext(of func(*conn) *stream) bool {
+	c := w.pickConn(func(c *conn) bool { return c.begun && !c.gone.p && !c.gone.m })
+	if c != nil {
+		of(c).flips = true
+	}
+	return c != nil
 }
 
 // redial has the primary lose a connection of which the mirror knows nothing, and dial anew at once: two
@@ -212,9 +221,9 @@ func (w *World) jump() bool {
 	return true
 }
 
-// foreign is a write by somebody else to a disk whose node is down.
-func (w *World) foreign(n *node, down bool) bool {
-	if !down || n.opens == 0 {
+// foreign is a write by somebody else to a disk whose machine is being started anew.
+func (w *World) foreign(n *node) bool {
+	if !w.lay(n) {
 		return false
 	}
 	for range 1 + w.rng.IntN(3) {
@@ -224,5 +233,14 @@ func (w *World) foreign(n *node, down bool) bool {
 			n.taint[p] = found
 		}
 	}
+	return true
+}
+
+// lay brings a machine down by its power, at once.
+func (w *World) lay(n *node) bool {
+	if n.dead || !w.crash(n, true) {
+		return false
+	}
+	w.bury()
 	return true
 }

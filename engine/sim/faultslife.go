@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 
+	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/journal"
 )
 
@@ -96,20 +97,21 @@ func (m *mirrorNode) closed() {
 	m.reset()
 }
 
-// putBackMirror keeps a mirror's state while it is down, or puts it back to what was kept.
+// putBackMirror keeps a mirror's state, or puts it back to what was kept. Its machine goes down for it.
 func (w *World) putBackMirror() bool {
 	m := w.anyMirror()
-	switch {
-	case m.m != nil:
+	if !w.lay(&m.node) {
 		return false
-	case m.backup == nil || w.rng.IntN(3) == 0:
+	}
+	if m.backup == nil || w.rng.IntN(3) == 0 {
 		m.save()
-		m.backup.extra = mirrorMemory{maps.Clone(m.seen), m.facts, m.known, m.highest}
-		return false // nothing went wrong yet
+		m.backup.extra = mirrorMemory{maps.Clone(m.seen), maps.Clone(m.holes), m.facts, m.known, m.highest}
+		return false // nothing went wrong yet but a power cut
 	}
 	m.restore()
 	was := m.backup.extra.(mirrorMemory)
-	m.seen, m.facts, m.known, m.highest = maps.Clone(was.seen), was.facts, was.known, was.highest
+	m.seen, m.holes, m.facts, m.known, m.highest = maps.Clone(was.seen), maps.Clone(was.holes), was.facts, was.known, was.highest
+	m.shows, m.base, m.coming, m.torn = nil, nil, nil, true // until its journal was read
 	m.trusted = false
 	return true
 }
@@ -118,10 +120,10 @@ func (w *World) putBackMirror() bool {
 // their numbers again.
 func (w *World) putBackPrimary() bool {
 	p := w.primary
-	switch {
-	case p.volume != nil:
+	if !w.lay(&p.node) {
 		return false
-	case p.backup == nil || w.rng.IntN(3) == 0:
+	}
+	if p.backup == nil || w.rng.IntN(3) == 0 {
 		p.save()
 		p.backup.extra = w.oracle.highest
 		return false
@@ -197,6 +199,7 @@ func (w *World) lacking() string {
 // mirrorMemory is what the oracle knew of a mirror when its state was kept.
 type mirrorMemory struct {
 	seen    map[uint64]*cut
+	holes   map[uint64][]blockdev.Extent
 	facts   journal.ReplicaFacts
 	known   bool
 	highest uint64

@@ -35,6 +35,7 @@ type stream struct {
 	buf    []byte // sent and not delivered
 	frames int    // delivered
 	end    error  // what the reader meets behind buf; nil: it waits
+	flips  bool   // what is sent next gets damaged
 	silent bool   // half-open: nothing gets there any more, and nobody is told
 }
 
@@ -63,6 +64,9 @@ func (e *end) Send(ms ...wire.Message) error {
 	if e.broken != nil {
 		return e.broken
 	}
+	if e.w.Story != nil {
+		fmt.Fprintf(e.w.Story, "%6d  %s sends %d messages, the first %v\n", e.w.step, e.w.sideOf(e), len(ms), ms[0].Type())
+	}
 	before := len(e.out.buf)
 	buf, err := e.encoder.Append(e.out.buf, ms...)
 	if err != nil {
@@ -73,6 +77,9 @@ func (e *end) Send(ms ...wire.Message) error {
 		return nil // the kernel took it
 	}
 	e.out.buf = buf
+	if e.out.flips {
+		e.w.flip(e, buf[before:])
+	}
 	return nil
 }
 
@@ -158,14 +165,19 @@ func (w *World) halfOpen(c *conn, deaf *stream, other *end) {
 	other.broken = errReset
 }
 
-// flip turns a bit over of what is on its way.
-func (w *World) flip(s *stream) bool {
-	if len(s.buf) == 0 || s.silent {
-		return false
+// flip turns a bit over of what was just sent.
+func (w *World) flip(e *end, sent []byte) {
+	if len(sent) == 0 {
+		return
 	}
-	bit := w.rng.IntN(8 * len(s.buf))
-	s.buf[bit/8] ^= 1 << (bit % 8)
-	return true
+	bit := w.rng.IntN(8 * len(sent))
+	sent[bit/8] ^= 1 << (bit % 8)
+	e.out.flips = false
+	kind := flipDown
+	if e == &e.c.m {
+		kind = flipUp
+	}
+	w.struck(&w.mirrors[e.c.mirror].node, kind)
 }
 
 func (w *World) sideOf(e *end) string {

@@ -29,6 +29,8 @@ type node struct {
 	index *journaltest.MemIndex
 	taint map[uint64]taint // by page
 
+	washed map[uint64]taint // was so until the page was written, which no flush has made durable yet
+
 	tasks   []*task
 	crashAt int  // I/O calls until the process dies; 0: it does not
 	dead    bool // its disk and files answer with errors; its objects are still there
@@ -58,7 +60,7 @@ type backup struct {
 
 func (w *World) newNode(name string) node {
 	return node{w: w, name: name, disk: devtest.NewDiskIn(w.pool, w.setup.size()), fs: journaltest.NewIn(w.pool), index: journaltest.NewMemIndex(),
-		taint: map[uint64]taint{}, room: roomy}
+		taint: map[uint64]taint{}, washed: map[uint64]taint{}, room: roomy}
 }
 
 const roomy = 1 << 40
@@ -82,9 +84,12 @@ func (n *node) diskCall(c devtest.Call) devtest.Effect {
 	if n.countdown(); n.dead {
 		return devtest.Effect{}
 	}
+	if w.Story != nil {
+		fmt.Fprintf(w.Story, "%6d  %s: disk %v %d+%d %s\n", w.step, n.name, c.Op, c.Offset, c.Length, w.running.what())
+	}
 	f := n.strikes(func(f *fault) bool { return f.op == c.Op })
-	n.touched(c)
 	if f == nil {
+		n.touched(c)
 		return devtest.Effect{}
 	}
 	if t := w.running; t != nil && t.op != nil {
@@ -146,11 +151,17 @@ func (n *node) spoilPage(p uint64) {
 // touched: what the engine writes is known again. A part of a page leaves the rest as it is; on a primary the
 // whole page is dirty all the same.
 func (n *node) touched(c devtest.Call) {
+	if c.Op == devtest.OpFlush {
+		clear(n.washed)
+	}
 	if c.Op != devtest.OpWrite && c.Op != devtest.OpZero {
 		return
 	}
 	for p := c.Offset / pageSize; p*pageSize < c.Offset+c.Length; p++ {
-		delete(n.taint, uint64(p))
+		if t := n.taint[uint64(p)]; t != clean {
+			n.washed[uint64(p)] = t
+			delete(n.taint, uint64(p))
+		}
 		if n == &n.w.primary.node && p*pageSize >= c.Offset && (p+1)*pageSize <= c.Offset+c.Length {
 			delete(n.w.oracle.doubtful, uint64(p))
 		}
@@ -219,6 +230,8 @@ func (n *node) bury() {
 	n.disk.Land(n.w.rng)
 	n.index = n.index.PowerCut(n.w.rng) // also at a kill: what was not synced is in the memory of the process
 	if n.power {
+		maps.Copy(n.taint, n.washed)
+		clear(n.washed)
 		n.disk, n.fs = n.disk.PowerCut(n.w.rng), n.fs.PowerCut(n.w.rng)
 	} else {
 		n.disk, n.fs = n.disk.Killed(), n.fs.Killed()

@@ -230,8 +230,8 @@ func (o *oracle) checkMirror(m *mirrorNode) {
 		}
 		comes := func(c *cut) bool { return c.allows(page, id) || m.torn && c.pages[page] != m.base.pages[page] }
 		if !slices.ContainsFunc(m.coming, comes) {
-			o.w.failf("I3: page %d of %s at cut %d holds %x, which is %s (epochs to come %v)",
-				page, m.name, m.base.number, id, o.explain(page, id), f.Epochs)
+			o.w.failf("I3: page %d of %s at cut %d, where it was %x, holds %x, which is %s (epochs to come %v, torn %v)",
+				page, m.name, m.base.number, m.base.pages[page], id, o.explain(page, id), f.Epochs, m.torn)
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"fmt"
+
 	"github.com/blkmirror/blkmirror/engine"
 	"github.com/blkmirror/blkmirror/engine/ship"
 	"github.com/blkmirror/blkmirror/wire"
@@ -80,12 +82,15 @@ func (w *World) actDrive() bool {
 	volume := p.volume
 	did := false
 	t := w.spawn(&p.node, "drive", func() {
-		did = l.shipper.Drive()
+		kind := l.shipper.Drive()
 		l.drives = false
-		if !did || p.volume != volume || p.dead {
+		if did = kind != ship.Wait; !did || p.volume != volume || p.dead {
 			return
 		}
-		w.cover(coverAction, "drive")
+		w.cover(coverAction, "drive "+kindNames[kind])
+		if w.Story != nil {
+			fmt.Fprintf(w.Story, "%6d  drive %s: %s, then %+v\n", w.step, l.shipper.Name(), kindNames[kind], l.shipper.Counts())
+		}
 		if n := l.shipper.State().Epoch; n > l.number {
 			l.number = n
 			w.note("cut %d is taken for %s", n, w.mirrorOf(l).name)
@@ -149,16 +154,12 @@ func (w *World) actPrimary() bool {
 		return false
 	}
 	v := p.volume
-	switch w.rng.IntN(8) {
-	case 0, 1:
-		if !v.CheckpointDue() && w.rng.IntN(6) > 0 {
-			return false
-		}
+	switch r := w.rng.IntN(100); {
+	case v.CheckpointDue() && r < 30 || r < 4:
 		return w.primaryTask("checkpoint", func() bool { return v.Checkpoint() == nil })
-	case 2:
+	case r < 10:
 		return w.primaryTask("index pass", func() bool { return v.IndexPass() == nil })
-	}
-	if !v.Comparing() {
+	case !v.Comparing():
 		return false
 	}
 	return w.primaryTask("comparison", func() bool {

@@ -22,6 +22,7 @@ type setup struct {
 	trouble  int // faults in a thousand steps
 	kinds    []int
 	blank    bool // mirrors begin with zeroes
+	warm     bool // they are in step when the faults begin
 	patience int  // steps without faults after which everything has to be equal
 }
 
@@ -37,17 +38,18 @@ const (
 func newSetup(rng *rand.Rand) setup {
 	s := setup{
 		mirrors:  1 + rng.IntN(6)/3,
-		pages:    24 + rng.Int64N(64),
-		block:    pageSize << (2 * rng.IntN(2)),
+		pages:    6 + rng.Int64N(48),
+		block:    pageSize << (2 * min(1, rng.IntN(4))),
 		interval: []time.Duration{0, 100 * time.Millisecond, time.Second}[rng.IntN(3)],
 		onFull:   []string{"hold", "bulk"}[rng.IntN(2)],
 		clients:  1 + rng.IntN(4),
 		readers:  1 + rng.IntN(3),
-		capture:  pageSize * []int64{2, 8, 64}[rng.IntN(3)],
-		spool:    pageSize * []int64{0, 8, 64}[rng.IntN(3)],
+		capture:  pageSize * []int64{1, 3, 64}[rng.IntN(3)],
+		spool:    pageSize * []int64{0, 3, 64}[rng.IntN(3)],
 		trouble:  []int{0, 4, 12, 40}[rng.IntN(4)],
 		patience: 40000,
 	}
+	s.warm = rng.IntN(2) == 0
 	s.blank = rng.IntN(2) == 0
 	if rng.IntN(12) == 0 {
 		s.mirrors = 3

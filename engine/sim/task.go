@@ -83,3 +83,11 @@ func (w *World) drain(n *node) {
 }
 
 const drainRounds = 10000
+
+// what names a task in a story.
+func (t *task) what() string {
+	if t == nil {
+		return ""
+	}
+	return "(" + t.name + ")"
+}

@@ -89,6 +89,10 @@ func (w *World) furnish() {
 func (w *World) Run(steps int) (err error) {
 	defer w.recovered(&err)
 	defer w.explain()
+	if w.setup.warm {
+		w.calm()
+		w.quiet = false
+	}
 	for range steps {
 		w.take()
 	}
@@ -111,7 +115,7 @@ type action struct {
 // Work is what moves things on. Where one has nothing to do the next one is asked.
 var work = []action{
 	{20, (*World).actTask},
-	{8, (*World).actClient},
+	{5, (*World).actClient},
 	{9, (*World).actDrive},
 	{10, (*World).actRead},
 	{4, (*World).actOffer},
@@ -128,12 +132,12 @@ var work = []action{
 
 // Asides happen now and then by themselves, and time passes where there is nothing else to do.
 var asides = []action{
-	{5, (*World).actTicks},
-	{12, (*World).actClock},
+	{3, (*World).actTicks},
+	{16, (*World).actClock},
 	{1, (*World).actPerson},
 }
 
-const asideShare = 4 // of a hundred steps
+const asideShare = 5 // of a hundred steps
 
 var workWeight, asideWeight = weigh(work), weigh(asides)
 
@@ -178,6 +182,14 @@ func (w *World) pick(list []action, weight int) bool {
 
 // after ends what died in this step, and has the oracle look at everything.
 func (w *World) after() {
+	w.bury()
+	w.sweep()
+	w.countHits()
+	w.oracle.check()
+}
+
+// bury brings the machines of dead processes into the state in which the next ones find them.
+func (w *World) bury() {
 	if w.primary.dead {
 		w.primary.died()
 	}
@@ -186,9 +198,6 @@ func (w *World) after() {
 			m.died()
 		}
 	}
-	w.sweep()
-	w.countHits()
-	w.oracle.check()
 }
 
 // actTask gives one of the tasks under way its turn.
@@ -270,6 +279,9 @@ func (w *World) actPerson() bool {
 		overwrite := ""
 		if w.quiet || w.rng.IntN(3) == 0 {
 			overwrite = w.refused()
+		}
+		if w.quiet && overwrite == "" && !v.Facts().Paused {
+			return false // it has to go on by itself
 		}
 		w.cover(coverAction, "resume")
 		w.note("resume, overwrite %q", overwrite)

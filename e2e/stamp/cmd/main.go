@@ -79,7 +79,15 @@ func write(o options) error {
 	c.Close()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	f, err := os.Create(o.record)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	h := stamp.NewHistory(c.Size/stamp.PageSize, o.seed)
+	if err := h.LogTo(f); err != nil {
+		return err
+	}
 	w := stamp.NewWriter(h, stamp.Load{
 		Network: "unix", Address: o.socket, Export: o.export,
 		Depth: o.depth, Longest: o.longest, Seed: o.seed, Pause: o.pause, NoTrim: !o.trim,
@@ -97,7 +105,7 @@ func write(o options) error {
 			err = errors.Join(err, hook(w, o.hook))
 		}
 	}
-	err = errors.Join(err, w.Stop(), h.Save(o.record))
+	err = errors.Join(err, w.Stop(), h.LogErr())
 	fmt.Printf("%d writes, %d without a reply, %d errors, tick %d\n", h.Writes(), w.Lost.Load(), w.Errors.Load(), h.Now())
 	return err
 }

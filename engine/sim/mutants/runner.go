@@ -135,7 +135,8 @@ var failureLine = regexp.MustCompile(`(?m)seed (\d+), step \d+: .*`)
 
 // run runs a simulator from a seed on; seed is the first with which it failed, 0: none.
 func (r *Runner) run(ctx context.Context, bin string, first, seeds uint64) (seed uint64, failure string, err error) {
-	cmd := exec.CommandContext(ctx, bin, "-test.run", "^TestHistories$", "-test.timeout", "20m",
+	patience := time.Minute + time.Duration(seeds)*200*time.Millisecond // many times what it takes
+	cmd := exec.CommandContext(ctx, bin, "-test.run", "^TestHistories$", "-test.timeout", patience.String(),
 		"-seed", strconv.FormatUint(first, 10), "-seeds", strconv.FormatUint(seeds, 10))
 	cmd.Dir = r.temp
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1") // one seed after the other
