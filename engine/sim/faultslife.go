@@ -130,6 +130,7 @@ func (w *World) putBackPrimary() bool {
 	}
 	p.restore()
 	w.oracle.highest = p.backup.extra.(uint64)
+	maps.DeleteFunc(w.oracle.used, func(n uint64, _ bool) bool { return n > w.oracle.highest })
 	for _, m := range w.mirrors {
 		m.trusted = false
 	}

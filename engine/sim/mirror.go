@@ -48,6 +48,7 @@ func (w *World) openMirror(m *mirrorNode) bool {
 	}
 	m.m, m.stops, m.owns = volume, false, false
 	w.note("%s is up: %+v", m.name, volume.Facts().Mirror)
+	w.oracle.checkStaging(m, m.fs)
 	return true
 }
 

@@ -73,6 +73,11 @@ func (e *end) Send(ms ...wire.Message) error {
 		e.w.failf("%s sends what no frame can hold: %v", e.w.sideOf(e), err)
 	}
 	e.sent += int64(len(buf) - before)
+	for _, m := range ms {
+		if f, ok := m.(*wire.Flush); ok {
+			e.w.oracle.numbered(f.Number)
+		}
+	}
 	if e.out.silent || e.out.end != nil {
 		return nil // the kernel took it
 	}

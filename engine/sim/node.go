@@ -35,9 +35,11 @@ type node struct {
 	crashAt int  // I/O calls until the process dies; 0: it does not
 	dead    bool // its disk and files answer with errors; its objects are still there
 	power   bool // it dies with the whole machine
+	failed  bool // its journal or a flush has, since the process began
 	armed   []fault
 	room    int64 // free bytes of the state directory, as it sees them
 	backup  *backup
+	checked indexCheck
 	opens   int
 }
 
@@ -114,6 +116,7 @@ func (n *node) effect(f *fault, c devtest.Call) devtest.Effect {
 		return devtest.Misdirect(delta)
 	}
 	if c.Op == devtest.OpFlush && n == &n.w.primary.node {
+		n.failed = true
 		n.w.oracle.flushFailed()
 	}
 	if c.Op == devtest.OpWrite || c.Op == devtest.OpZero {
@@ -183,6 +186,7 @@ func (n *node) fsCall(op journaltest.Op, path string) error {
 	if f == nil {
 		return nil
 	}
+	n.failed = n.failed || !strings.Contains(path, "spool")
 	if f.kind == "state directory full" {
 		return fmt.Errorf("%s: %w", path, syscall.ENOSPC)
 	}

@@ -33,6 +33,8 @@ type oracle struct {
 	flushes  []flushing
 	written  []uint64        // step of the last change, by page of the primary
 	doubtful map[uint64]bool // pages that a failed flush should have made durable: nobody can know
+	used     map[uint64]bool // numbers of cuts and bulk flushes of the present history
+	reasons  []reasons       // by mirror
 }
 
 // flushing is a client's flush under way, and what it has to make durable.
@@ -43,7 +45,8 @@ type flushing struct {
 }
 
 func newOracle(w *World) *oracle {
-	return &oracle{w: w, cuts: map[uint64]*cut{}, written: make([]uint64, w.setup.pages), doubtful: map[uint64]bool{}}
+	return &oracle{w: w, cuts: map[uint64]*cut{}, written: make([]uint64, w.setup.pages), doubtful: map[uint64]bool{},
+		used: map[uint64]bool{}, reasons: newReasons(w)}
 }
 
 // spoiled notes that a page of the primary was changed by its disk alone. Where a cut is still to be read from
@@ -68,11 +71,11 @@ func (o *oracle) taken(number uint64) {
 	if number <= o.highest {
 		o.w.failf("cut number %d is used, %d was seen already", number, o.highest)
 	}
-	o.highest = number
+	o.highest, o.used[number] = number, true
 	c := &cut{number: number, pages: make([]content, o.w.setup.pages)}
 	disk := o.w.primary.disk
 	for p := range c.pages {
-		if c.pages[p] = disk.PageID(uint64(p)); o.w.primary.taint[uint64(p)] != clean {
+		if c.pages[p] = disk.PageID(uint64(p)); o.unknown(uint64(p)) {
 			c.pages[p] = anything
 		}
 	}
@@ -88,14 +91,23 @@ func (o *oracle) taken(number uint64) {
 
 // numbered notes a number that leaves the primary under which no cut is recorded: of a bulk flush.
 func (o *oracle) numbered(number uint64) {
-	if number <= o.highest {
-		o.w.failf("number %d is sent, %d was used already", number, o.highest)
+	if o.used[number] {
+		o.w.failf("number %d is used for a flush, and was used already", number)
 	}
-	o.highest = number
+	o.used[number] = true
+}
+
+// unknown tells whether the engine cannot know what a page of the primary holds: its disk changed it, or
+// somebody else did and it is not compared yet.
+func (o *oracle) unknown(page uint64) bool {
+	p := o.w.primary
+	return p.taint[page] == hidden || p.taint[page] == found && (p.volume == nil || p.volume.Unproven())
 }
 
 // answered notes the end of a client's request.
 func (o *oracle) answered(op *clientOp, err error) {
+	first, end := op.pages()
+	o.because(-1, first, end)
 	switch {
 	case op.kind == "flush":
 		o.flushed(op, err)
@@ -197,6 +209,15 @@ func (o *oracle) check() {
 		if o.w.primary.volume != nil && m.trusted {
 			o.checkNeeds(i, m)
 		}
+		if o.w.primary.volume != nil && o.w.step%16 == 0 {
+			o.checkReasons(i, m)
+		}
+	}
+	if o.w.primary.volume != nil {
+		o.checkRefusal()
+	}
+	if o.w.step%16 == 0 {
+		o.checkIndexes()
 	}
 }
 
@@ -205,7 +226,7 @@ func (o *oracle) checkNeeds(i int, m *mirrorNode) {
 	p := o.w.primary
 	for page := range uint64(o.w.setup.pages) {
 		now, held := p.disk.PageID(page), m.durable(page)
-		if held == now || held == anything || m.taint[page] != clean || p.taint[page] != clean || p.volume.Needed(i, page) {
+		if held == now || held == anything || m.taint[page] != clean || o.unknown(page) || p.volume.Needed(i, page) {
 			continue
 		}
 		if in(page, m.facts.Doubts) {

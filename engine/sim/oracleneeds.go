@@ -26,9 +26,6 @@ func (o *oracle) because(mirror int, first, end uint64) {
 	}
 }
 
-// everything is a range of all pages.
-func (o *oracle) everything() (first, end uint64) { return 0, uint64(o.w.setup.pages) }
-
 // checkReasons finds pages that are needed without a reason.
 func (o *oracle) checkReasons(mirror int, m *mirrorNode) {
 	p := o.w.primary

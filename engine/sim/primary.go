@@ -33,6 +33,7 @@ const primaryDir = "state/volume"
 // openPrimary starts the process.
 func (w *World) openPrimary() bool {
 	p := w.primary
+	p.failed = false
 	volume, err := engine.OpenSteppedPrimary("volume", w.config(), primaryDir, [32]byte{1}, p.surroundings(w.setup.primarySizes()))
 	p.opens++
 	if err != nil {
@@ -44,6 +45,7 @@ func (w *World) openPrimary() bool {
 		return true
 	}
 	p.volume, p.clients, p.stops, p.busy = volume, 0, false, map[string]bool{}
+	w.oracle.because(-1, 0, uint64(w.setup.pages))
 	p.lines = nil
 	for i := range w.mirrors {
 		p.lines = append(p.lines, &line{shipper: volume.Mirror(i)})
@@ -234,9 +236,15 @@ func (w *World) actUp() bool {
 // primaryTakes handles a message of a mirror.
 func (w *World) primaryTakes(l *line, c *conn, m wire.Message) {
 	if c.begun {
+		if d, ok := m.(*wire.Doubt); ok {
+			for _, e := range d.Extents {
+				w.oracle.because(c.mirror, uint64(e.Offset)/pageSize, uint64(e.Offset+e.Length-1)/pageSize+1)
+			}
+		}
 		l.shipper.Handle(m)
 		return
 	}
+	w.oracle.because(c.mirror, 0, uint64(w.setup.pages))
 	mirror := w.mirrors[c.mirror]
 	if err := l.shipper.Begin(&c.p, &wire.Hello{Name: mirror.name}, m); err != nil {
 		w.note("connection %d: no session: %v", c.id, err)
