@@ -55,9 +55,11 @@ func (x *indexer) routine(ctx context.Context) {
 	}
 }
 
-// duePass makes a pass, if there is anything to do and it may be done.
+// duePass makes a pass, if there is anything to do and it may be done: not before a checkpoint holds what a
+// comparison has found. An entry of what somebody else wrote would make the comparison of the next process, which
+// a crash before that checkpoint brings about, find nothing.
 func (x *indexer) duePass(ctx context.Context) error {
-	if n := x.p.tracker.Counts(x.sets); n.Open+n.Waiting+n.Todo == 0 || x.p.unproven() {
+	if n := x.p.tracker.Counts(x.sets); n.Open+n.Waiting+n.Todo == 0 || x.p.unproven() || x.p.proven() {
 		return nil
 	}
 	return x.pass(ctx)

@@ -88,6 +88,11 @@ func (c *Core) attach(e *Attach) {
 		}
 	}
 	c.session = s
+	if e.Fresh && c.virgin() && c.doubts.Count() > 0 { // zeroes that the primary may leave out, and nothing else
+		c.doubts = newDoubts(m.Size)
+		c.listDoubts()
+		c.journal()
+	}
 	c.send(c.attached(known, e.Fresh))
 	if d := c.facts.Mirror.Doubts; len(d) > 0 {
 		c.tellDoubts(d)
