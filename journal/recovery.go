@@ -251,7 +251,7 @@ func readRecord(w *window, s *segment, off int64) (frame, []byte, error) {
 		return frame{}, nil, err
 	}
 	fr, ok := decodeFrame(head, s.place(off))
-	if !ok {
+	if !ok || off+frameSize(int(fr.length)) > s.size { // it was never written as a whole, be it for its padding
 		return frame{}, nil, nil
 	}
 	whole, err := w.at(off, frameHeaderSize+int(fr.length))

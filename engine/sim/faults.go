@@ -38,6 +38,12 @@ func init() {
 		{"line half open, the primary hears nothing", func(w *World) bool {
 			return w.onLine(func(c *conn) { w.halfOpen(c, &c.up, &c.m) })
 		}, true},
+		{"line stalls", func(w *World) bool {
+			return w.onLine(func(c *conn) {
+				s := []*stream{&c.down, &c.up}[w.rng.IntN(2)]
+				s.stalls = w.step + w.rng.Uint64N(300)
+			})
+		}, true},
 		{"second connection", (*World).redial, true},
 		{flipDown, func(w *World) bool { return w.flipNext(func(c *conn) *stream { return &c.down }) }, false},
 		{flipUp, func(w *World) bool { return w.flipNext(func(c *conn) *stream { return &c.up }) }, false},
@@ -215,9 +221,9 @@ func (w *World) littleRoom() bool {
 	return true
 }
 
-// jump moves the clock by hours.
+// jump moves the clock by hours, in either direction.
 func (w *World) jump() bool {
-	w.clock = w.clock.Add(time.Duration(w.rng.Int64N(int64(30 * time.Hour))))
+	w.clock = w.clock.Add(time.Duration(w.rng.Int64N(int64(50*time.Hour))) - 20*time.Hour)
 	return true
 }
 

@@ -74,7 +74,7 @@ func (m *mirrorNode) met() { m.trusted = true }
 
 // actDown delivers a frame to a mirror.
 func (w *World) actDown() bool {
-	c := w.pickConn(func(c *conn) bool { return !c.gone.m && !c.attaches && c.down.ready() })
+	c := w.pickConn(func(c *conn) bool { return !c.gone.m && !c.attaches && c.down.ready(w.step) })
 	if c == nil {
 		return false
 	}
@@ -118,7 +118,7 @@ func (w *World) admit(m *mirrorNode, c *conn, a *wire.Attach) {
 			}
 			return
 		}
-		c.session = s
+		c.session, c.life = s, m.opens
 	})
 }
 

@@ -22,6 +22,7 @@ type conn struct {
 
 	session  *engine.SteppedSession // of the mirror, once it has attached
 	attaches bool                   // a task of the mirror takes the Attach up
+	life     int                    // which process of the mirror has answered
 	parts    bool                   // a task of the mirror ends the session
 	begun    bool                   // the primary has taken the Attached up
 	placing  int                    // tasks of the mirror's session
@@ -36,6 +37,7 @@ type stream struct {
 	frames int    // delivered
 	end    error  // what the reader meets behind buf; nil: it waits
 	flips  bool   // what is sent next gets damaged
+	stalls uint64 // step until which nothing arrives
 	silent bool   // half-open: nothing gets there any more, and nobody is told
 }
 
@@ -146,7 +148,9 @@ func (s *stream) take(reader *end) (m wire.Message, ok bool, err error) {
 }
 
 // ready tells whether take would find something.
-func (s *stream) ready() bool { return !s.silent && len(s.buf) > 0 || s.end != nil }
+func (s *stream) ready(step uint64) bool {
+	return step >= s.stalls && (!s.silent && len(s.buf) > 0 || s.end != nil)
+}
 
 // snap breaks a connection: of what is on its way a part still arrives, perhaps not even a whole frame.
 func (w *World) snap(c *conn) {

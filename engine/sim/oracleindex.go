@@ -77,6 +77,9 @@ func (c *checkedBlock) look(n *node, first, end uint64) {
 		c.pages = append(c.pages, n.disk.PageID(page))
 		content = append(content, n.disk.Page(page)...)
 	}
+	if over := int64(end)*pageSize - n.w.setup.size(); over > 0 { // the last page is hashed at its true length
+		content = content[:int64(len(content))-over]
+	}
 	c.hash = wire.Sum(content)
 }
 

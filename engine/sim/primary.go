@@ -214,7 +214,7 @@ func (w *World) actConnect() bool {
 
 // actUp delivers a frame to the primary.
 func (w *World) actUp() bool {
-	c := w.pickConn(func(c *conn) bool { return !c.gone.p && c.up.ready() })
+	c := w.pickConn(func(c *conn) bool { return !c.gone.p && c.up.ready(w.step) })
 	if c == nil {
 		return false
 	}
@@ -252,7 +252,7 @@ func (w *World) primaryTakes(l *line, c *conn, m wire.Message) {
 		return
 	}
 	c.begun = true
-	if l.shipper.State().Phase != ship.Refused {
+	if l.shipper.State().Phase != ship.Refused && c.life == mirror.opens {
 		mirror.met()
 	}
 }

@@ -11,6 +11,7 @@ import (
 type setup struct {
 	mirrors  int
 	pages    int64
+	short    int64 // bytes that the last page lacks
 	block    int64
 	interval time.Duration
 	onFull   string
@@ -26,7 +27,7 @@ type setup struct {
 	patience int  // steps without faults after which everything has to be equal
 }
 
-func (s *setup) size() int64            { return s.pages * pageSize }
+func (s *setup) size() int64            { return s.pages*pageSize - s.short }
 func (s *setup) name(mirror int) string { return string(rune('a' + mirror)) }
 
 // The sizes are such that what takes gigabytes elsewhere happens within some pages here.
@@ -35,12 +36,14 @@ const (
 	segmentSize = 64 << 10
 )
 
+var intervals = []time.Duration{0, 100 * time.Millisecond, time.Second}
+
 func newSetup(rng *rand.Rand) setup {
 	s := setup{
 		mirrors:  1 + rng.IntN(6)/3,
 		pages:    6 + rng.Int64N(48),
 		block:    pageSize << (2 * min(1, rng.IntN(4))),
-		interval: []time.Duration{0, 100 * time.Millisecond, time.Second}[rng.IntN(3)],
+		interval: intervals[rng.IntN(len(intervals))],
 		onFull:   []string{"hold", "bulk"}[rng.IntN(2)],
 		clients:  1 + rng.IntN(4),
 		readers:  1 + rng.IntN(3),
@@ -48,6 +51,9 @@ func newSetup(rng *rand.Rand) setup {
 		spool:    pageSize * []int64{0, 3, 64}[rng.IntN(3)],
 		trouble:  []int{0, 4, 12, 40}[rng.IntN(4)],
 		patience: 40000,
+	}
+	if rng.IntN(3) == 0 {
+		s.short = 512 * rng.Int64N(8)
 	}
 	s.warm = rng.IntN(2) == 0
 	s.blank = rng.IntN(2) == 0

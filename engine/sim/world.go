@@ -63,6 +63,11 @@ func New(seed uint64, coverage *Coverage, pool *Pool) *World {
 		w.mirrors = append(w.mirrors, m)
 	}
 	w.furnish()
+	for _, n := range w.nodes() {
+		info := n.disk.Info()
+		info.CheapZero, info.KnowsHoles = w.rng.IntN(4) > 0, w.rng.IntN(4) > 0
+		n.disk.SetInfo(info)
+	}
 	w.openPrimary()
 	for _, m := range w.mirrors {
 		w.openMirror(m)
@@ -271,6 +276,12 @@ func (w *World) actPerson() bool {
 	case 2:
 		if w.quiet {
 			return false
+		}
+		if w.rng.IntN(2) == 0 {
+			w.setup.interval = intervals[w.rng.IntN(len(intervals))]
+			w.cover(coverAction, "new settings")
+			v.Tune(w.config())
+			return true
 		}
 		w.cover(coverAction, "pause")
 		w.note("pause")
