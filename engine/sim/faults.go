@@ -141,9 +141,16 @@ func (w *World) crashWithin(n *node, power bool) bool {
 		return false
 	}
 	n.power = power
-	n.crashAt = 1 + w.rng.IntN(30)
+	n.crashAt, n.crashOn = 1+w.rng.IntN(30), journaltest.OpAny
+	if w.rng.IntN(2) == 0 { // what is rare has its share
+		n.crashAt, n.crashOn = 1+w.rng.IntN(3), changing[w.rng.IntN(len(changing))]
+	}
 	return true
 }
+
+// changing are the calls to files that leave something behind.
+var changing = []journaltest.Op{journaltest.OpCreate, journaltest.OpRename, journaltest.OpRemove, journaltest.OpSyncDir,
+	journaltest.OpWrite, journaltest.OpTruncate, journaltest.OpSync, journaltest.OpPunch}
 
 // blackout cuts the power of all machines at once.
 func (w *World) blackout() bool {
@@ -173,7 +180,7 @@ const (
 func (w *World) flipNext(of func(*conn) *stream) bool {
 	c := w.pickConn(func(c *conn) bool { return c.begun && !c.gone.p && !c.gone.m })
 	if c != nil {
-		of(c).flips = true
+		of(c).flips, of(c).payload = true, w.rng.IntN(2) == 0
 	}
 	return c != nil
 }
@@ -184,6 +191,10 @@ func (w *World) redial() bool {
 	c := w.pickConn(func(c *conn) bool { return c.begun && !c.gone.p && !c.gone.m })
 	if c == nil {
 		return false
+	}
+	if len(c.down.buf) > 0 && w.rng.IntN(2) == 0 {
+		bit := w.rng.IntN(8 * len(c.down.buf)) // and should the mirror refuse it, nobody is told
+		c.down.buf[bit/8] ^= 1 << (bit % 8)
 	}
 	c.up.end, c.up.buf = errReset, nil // what the mirror says gets lost; what was sent to it still arrives
 	c.p.broken = errReset
@@ -214,12 +225,15 @@ func (w *World) rot() bool {
 func (w *World) littleRoom() bool {
 	n := &w.anyMirror().node
 	if n.room == roomy {
-		n.room = w.rng.Int64N(12 * pageSize)
+		n.room = w.littleRoomNow()
 	} else {
 		n.room = roomy
 	}
 	return true
 }
+
+// littleRoomNow is too little for most epochs.
+func (w *World) littleRoomNow() int64 { return w.rng.Int64N(12 * pageSize) }
 
 // jump moves the clock by hours, in either direction.
 func (w *World) jump() bool {

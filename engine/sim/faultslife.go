@@ -97,17 +97,26 @@ func (m *mirrorNode) closed() {
 	m.reset()
 }
 
-// putBackMirror keeps a mirror's state, or puts it back to what was kept. Its machine goes down for it.
+// keep keeps the state of a mirror that is down, for it to be put back to.
+func (m *mirrorNode) keep() {
+	m.save()
+	m.backup.extra = mirrorMemory{maps.Clone(m.seen), maps.Clone(m.holes), m.facts, m.known, m.highest}
+}
+
+// keep does the same for the primary.
+func (p *primaryNode) keep() {
+	p.save()
+	p.backup.extra = p.w.oracle.highest
+}
+
+// putBackMirror puts a mirror back to a state that was kept. Its machine goes down for it.
 func (w *World) putBackMirror() bool {
 	m := w.anyMirror()
-	if !w.lay(&m.node) {
+	kept := m.backup
+	if kept == nil || !w.lay(&m.node) {
 		return false
 	}
-	if m.backup == nil || w.rng.IntN(3) == 0 {
-		m.save()
-		m.backup.extra = mirrorMemory{maps.Clone(m.seen), maps.Clone(m.holes), m.facts, m.known, m.highest}
-		return false // nothing went wrong yet but a power cut
-	}
+	m.backup = kept
 	m.restore()
 	was := m.backup.extra.(mirrorMemory)
 	m.seen, m.holes, m.facts, m.known, m.highest = maps.Clone(was.seen), maps.Clone(was.holes), was.facts, was.known, was.highest
@@ -120,14 +129,11 @@ func (w *World) putBackMirror() bool {
 // their numbers again.
 func (w *World) putBackPrimary() bool {
 	p := w.primary
-	if !w.lay(&p.node) {
+	kept := p.backup
+	if kept == nil || !w.lay(&p.node) {
 		return false
 	}
-	if p.backup == nil || w.rng.IntN(3) == 0 {
-		p.save()
-		p.backup.extra = w.oracle.highest
-		return false
-	}
+	p.backup = kept
 	p.restore()
 	w.oracle.highest = p.backup.extra.(uint64)
 	maps.DeleteFunc(w.oracle.used, func(n uint64, _ bool) bool { return n > w.oracle.highest })
@@ -145,7 +151,7 @@ func (w *World) repair() {
 	for _, c := range w.conns { // what hangs is given up
 		w.snap(c)
 	}
-	if p := w.primary; p.volume != nil && !p.stops {
+	if p := w.primary; p.volume != nil && !p.stops && p.volume.Facts().Paused {
 		p.volume.Resume("")
 	}
 }

@@ -67,6 +67,9 @@ func (m *mirrorNode) died() {
 		}
 	}
 	m.bury()
+	if m.w.rng.IntN(3) == 0 {
+		m.keep()
+	}
 }
 
 // met: its primary has taken up what it holds, so that from now on it knows what the mirror lacks.
@@ -98,6 +101,7 @@ func (w *World) actDown() bool {
 		w.admit(m, c, a)
 	default:
 		w.cover(coverAction, "down "+msg.Type().String())
+		c.taken += wire.Cost(msg)
 		w.tell("down", c, msg)
 		c.session.Handle(msg)
 	}

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/engine"
@@ -25,6 +26,7 @@ type conn struct {
 	life     int                    // which process of the mirror has answered
 	parts    bool                   // a task of the mirror ends the session
 	begun    bool                   // the primary has taken the Attached up
+	taken    int64                  // cost of what the mirror was given of it
 	placing  int                    // tasks of the mirror's session
 	reading  int                    // tasks of the primary's session
 	gone     struct{ p, m bool }    // that side has done with it
@@ -32,13 +34,14 @@ type conn struct {
 
 // stream is one direction.
 type stream struct {
-	parser wire.Parser
-	buf    []byte // sent and not delivered
-	frames int    // delivered
-	end    error  // what the reader meets behind buf; nil: it waits
-	flips  bool   // what is sent next gets damaged
-	stalls uint64 // step until which nothing arrives
-	silent bool   // half-open: nothing gets there any more, and nobody is told
+	parser  wire.Parser
+	buf     []byte // sent and not delivered
+	frames  int    // delivered
+	end     error  // what the reader meets behind buf; nil: it waits
+	flips   bool   // what is sent next gets damaged …
+	payload bool   // … that has a payload
+	stalls  uint64 // step until which nothing arrives
+	silent  bool   // half-open: nothing gets there any more, and nobody is told
 }
 
 var (
@@ -76,6 +79,11 @@ func (e *end) Send(ms ...wire.Message) error {
 	}
 	e.sent += int64(len(buf) - before)
 	for _, m := range ms {
+		if g, ok := m.(*wire.Window); ok && g.Granted > uint64(e.c.taken)+window {
+			e.w.failf("I8: %s grants %d, but has taken %d and a window of %d", e.w.sideOf(e), g.Granted, e.c.taken, window)
+		}
+	}
+	for _, m := range ms {
 		if f, ok := m.(*wire.Flush); ok {
 			e.w.oracle.numbered(f.Number)
 		}
@@ -84,10 +92,14 @@ func (e *end) Send(ms ...wire.Message) error {
 		return nil // the kernel took it
 	}
 	e.out.buf = buf
-	if e.out.flips {
+	if e.out.flips && (!e.out.payload || e == &e.c.m || hasPayload(ms)) {
 		e.w.flip(e, buf[before:])
 	}
 	return nil
+}
+
+func hasPayload(ms []wire.Message) bool {
+	return slices.ContainsFunc(ms, func(m wire.Message) bool { return m.Type() == wire.TypeData })
 }
 
 // Next is for the daemon's reader; here the world delivers.

@@ -32,10 +32,11 @@ type node struct {
 	washed map[uint64]taint // was so until the page was written, which no flush has made durable yet
 
 	tasks   []*task
-	crashAt int  // I/O calls until the process dies; 0: it does not
-	dead    bool // its disk and files answer with errors; its objects are still there
-	power   bool // it dies with the whole machine
-	failed  bool // its journal or a flush has, since the process began
+	crashAt int            // I/O calls until the process dies; 0: it does not
+	crashOn journaltest.Op // only these count; OpAny: all
+	dead    bool           // its disk and files answer with errors; its objects are still there
+	power   bool           // it dies with the whole machine
+	failed  bool           // its journal or a flush has, since the process began
 	armed   []fault
 	room    int64 // free bytes of the state directory, as it sees them
 	backup  *backup
@@ -73,6 +74,12 @@ func (n *node) attach() {
 	n.fs.Hook = n.fsCall
 }
 
+// A disk is slow now and then, so that a lot may happen between a request and its answer.
+const (
+	slowShare = 16  // of so many requests one
+	slowSteps = 400 // is answered only after up to so many steps
+)
+
 // diskCall stands before every request to the disk: others may have their turn, the process may die, and a
 // fault may strike.
 func (n *node) diskCall(c devtest.Call) devtest.Effect {
@@ -81,9 +88,12 @@ func (n *node) diskCall(c devtest.Call) devtest.Effect {
 		if t.op != nil && t.op.changes() && !t.op.entered {
 			w.oracle.enter(t.op)
 		}
+		if w.rng.IntN(slowShare) == 0 {
+			t.until = w.step + w.rng.Uint64N(slowSteps)
+		}
 		w.turn()
 	}
-	if n.countdown(); n.dead {
+	if n.countdown(journaltest.OpAny); n.dead {
 		return devtest.Effect{}
 	}
 	if w.Story != nil {
@@ -176,7 +186,7 @@ func (n *node) fsCall(op journaltest.Op, path string) error {
 	if n.dead {
 		return journaltest.ErrDead
 	}
-	if n.countdown(); n.dead {
+	if n.countdown(op); n.dead {
 		if n.w.rng.IntN(2) == 0 {
 			return journaltest.ErrLast // it dies behind the call
 		}
@@ -194,8 +204,8 @@ func (n *node) fsCall(op journaltest.Op, path string) error {
 }
 
 // countdown dies when its time has come.
-func (n *node) countdown() {
-	if n.crashAt > 0 {
+func (n *node) countdown(op journaltest.Op) {
+	if n.crashAt > 0 && (n.crashOn == journaltest.OpAny || n.crashOn == op) {
 		if n.crashAt--; n.crashAt == 0 {
 			n.w.note("%s dies in the middle of something", n.name)
 			n.die()

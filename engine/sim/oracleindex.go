@@ -80,7 +80,8 @@ func (c *checkedBlock) look(n *node, first, end uint64) {
 	if over := int64(end)*pageSize - n.w.setup.size(); over > 0 { // the last page is hashed at its true length
 		content = content[:int64(len(content))-over]
 	}
-	c.hash = wire.Sum(content)
+	size := n.w.setup.size() - int64(first)*pageSize
+	c.hash = wire.Sum(content[:min(int64(len(content)), size)])
 }
 
 func (w *World) blocks() int64 { return (w.setup.size() + w.setup.block - 1) / w.setup.block }

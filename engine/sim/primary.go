@@ -68,6 +68,9 @@ func (p *primaryNode) died() {
 	p.w.oracle.died()
 	p.bury()
 	p.lines = nil
+	if p.w.rng.IntN(3) == 0 {
+		p.keep()
+	}
 }
 
 // actDrive has the primary do the next thing for one of its mirrors.

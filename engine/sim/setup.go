@@ -13,6 +13,9 @@ type setup struct {
 	pages    int64
 	short    int64 // bytes that the last page lacks
 	block    int64
+	region   int64
+	hot      int   // regions that make a checkpoint due
+	indexed  int64 // bytes between two syncs of the index
 	interval time.Duration
 	onFull   string
 	spread   int64 // bytes around the focus that clients write to
@@ -24,6 +27,7 @@ type setup struct {
 	kinds    []int
 	blank    bool // mirrors begin with zeroes
 	warm     bool // they are in step when the faults begin
+	tight    bool // there is little room for staging from the beginning
 	patience int  // steps without faults after which everything has to be equal
 }
 
@@ -32,8 +36,8 @@ func (s *setup) name(mirror int) string { return string(rune('a' + mirror)) }
 
 // The sizes are such that what takes gigabytes elsewhere happens within some pages here.
 const (
-	regionSize  = 64 << 10
 	segmentSize = 64 << 10
+	window      = 16 << 20 // never full: how readers wait for it is not simulated
 )
 
 var intervals = []time.Duration{0, 100 * time.Millisecond, time.Second}
@@ -43,6 +47,9 @@ func newSetup(rng *rand.Rand) setup {
 		mirrors:  1 + rng.IntN(6)/3,
 		pages:    6 + rng.Int64N(48),
 		block:    pageSize << (2 * min(1, rng.IntN(4))),
+		region:   pageSize << rng.IntN(5),
+		hot:      2 + rng.IntN(6),
+		indexed:  pageSize << (3 * rng.IntN(4)),
 		interval: intervals[rng.IntN(len(intervals))],
 		onFull:   []string{"hold", "bulk"}[rng.IntN(2)],
 		clients:  1 + rng.IntN(4),
@@ -55,6 +62,7 @@ func newSetup(rng *rand.Rand) setup {
 	if rng.IntN(3) == 0 {
 		s.short = 512 * rng.Int64N(8)
 	}
+	s.tight = rng.IntN(5) == 0
 	s.warm = rng.IntN(2) == 0
 	s.blank = rng.IntN(2) == 0
 	if rng.IntN(12) == 0 {
@@ -70,13 +78,13 @@ func newSetup(rng *rand.Rand) setup {
 }
 
 func (s *setup) primarySizes() engine.Sizes {
-	return engine.Sizes{Region: regionSize, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
-		CaptureMemory: s.capture, CaptureSpool: s.spool, CheckpointBytes: 16 << 10, CheckpointHot: 3,
-		IndexSync: 8 * pageSize, ShipBatch: 6 * pageSize, ShipMemory: 16 << 20, OfferBytes: 8 * pageSize, PageOffers: s.size() / 2,
+	return engine.Sizes{Region: s.region, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
+		CaptureMemory: s.capture, CaptureSpool: s.spool, CheckpointBytes: 16 << 10, CheckpointHot: s.hot,
+		IndexSync: s.indexed, ShipBatch: 6 * pageSize, ShipMemory: 16 << 20, OfferBytes: 8 * pageSize, PageOffers: s.size() / 2,
 		BulkFlush: 8 * pageSize, SmallRest: 4 * pageSize}
 }
 
 func (s *setup) mirrorSizes() engine.Sizes {
-	return engine.Sizes{Region: regionSize, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
-		Window: 16 << 20, StagingSync: 8 * pageSize, Chunk: 16 * pageSize}
+	return engine.Sizes{Region: s.region, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
+		Window: window, StagingSync: 8 * pageSize, Chunk: 16 * pageSize}
 }

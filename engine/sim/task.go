@@ -13,6 +13,7 @@ type task struct {
 	yield func(struct{}) bool
 	op    *clientOp // of a client's request
 	waits bool      // for another task, when it last gave the turn back
+	until uint64    // step before which its disk does not answer
 	ended bool
 }
 

@@ -98,6 +98,11 @@ func (w *World) Run(steps int) (err error) {
 		w.calm()
 		w.quiet = false
 	}
+	for _, m := range w.mirrors {
+		if w.setup.tight && w.setup.trouble > 0 {
+			m.room = w.littleRoomNow()
+		}
+	}
 	for range steps {
 		w.take()
 	}
@@ -215,8 +220,13 @@ func (w *World) actTask() bool {
 		return false
 	}
 	i := w.rng.IntN(n)
-	w.resume(w.taskAt(i))
-	return true
+	for k := range n {
+		if t := w.taskAt((i + k) % n); t.until <= w.step {
+			w.resume(t)
+			return true
+		}
+	}
+	return false
 }
 
 func (w *World) taskAt(i int) *task {
