@@ -87,7 +87,7 @@ type volume interface {
 func (w *World) newOp() *clientOp {
 	o := &clientOp{}
 	switch r := w.rng.IntN(100); {
-	case r < 70:
+	case r < w.setup.writes:
 		o.kind = "write"
 	case r < 78:
 		o.kind = "zero"
@@ -122,8 +122,19 @@ func (w *World) newOp() *clientOp {
 	o.n = min(o.n, size-o.off)
 	if o.kind == "write" {
 		o.data = w.fill(o.n)
+		w.again(o)
 	}
 	return o
+}
+
+// again has a write now and then bring back what was written before: what a page holds is then no proof that
+// it was not changed.
+func (w *World) again(o *clientOp) {
+	f := &w.former[w.rng.IntN(len(w.former))]
+	if f.data != nil && w.rng.IntN(8) == 0 {
+		o.off, o.n, o.data = f.off, f.n, f.data
+	}
+	*f = clientOp{off: o.off, n: o.n, data: o.data}
 }
 
 // fill makes content that was never written before: every sector tells which write it is of, so that a torn

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev/devtest"
@@ -28,6 +29,8 @@ func init() {
 		{"power cut of a mirror", func(w *World) bool { return w.crash(&w.anyMirror().node, true) }, true},
 		{"kill -9 of a mirror within an action", func(w *World) bool { return w.crashWithin(&w.anyMirror().node, false) }, true},
 		{"power cut of a mirror within an action", func(w *World) bool { return w.crashWithin(&w.anyMirror().node, true) }, true},
+		{"kill -9 of the primary while a mirror applies", (*World).crashAtApply, true},
+		{"power cut of a mirror as it gives room back", (*World).crashAtPunch, true},
 		{"power cut of everything", (*World).blackout, true},
 		{"clean stop of the primary", (*World).stopPrimary, true},
 		{"clean stop of a mirror", (*World).stopMirror, true},
@@ -145,6 +148,22 @@ func (w *World) crashWithin(n *node, power bool) bool {
 	if w.rng.IntN(2) == 0 { // what is rare has its share
 		n.crashAt, n.crashOn = 1+w.rng.IntN(3), changing[w.rng.IntN(len(changing))]
 	}
+	return true
+}
+
+// crashAtApply: the next process of the primary meets a mirror that is not yet where it has committed to be.
+func (w *World) crashAtApply() bool {
+	applies := slices.ContainsFunc(w.mirrors, func(m *mirrorNode) bool { return m.m != nil && len(m.facts.Epochs) > 0 })
+	return applies && w.crash(&w.primary.node, false)
+}
+
+// crashAtPunch: what a Rebase makes void may be gone then, and the Rebase has to be there.
+func (w *World) crashAtPunch() bool {
+	n := &w.anyMirror().node
+	if !w.crashWithin(n, true) {
+		return false
+	}
+	n.crashAt, n.crashOn = 1, journaltest.OpPunch
 	return true
 }
 

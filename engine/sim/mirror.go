@@ -84,6 +84,9 @@ func (w *World) actDown() bool {
 	m := w.mirrors[c.mirror]
 	msg, ok, err := c.down.take(&c.m)
 	switch {
+	case err != nil && c.session != nil && c.down.end == nil: // what cannot be read is told, as Conn does
+		c.m.Send(&wire.Halt{Code: wire.CodeOf(err), Text: "cannot be read"})
+		c.session.End(err)
 	case err != nil && c.session == nil:
 		w.mirrorGone(c)
 	case err != nil:

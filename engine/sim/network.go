@@ -191,6 +191,9 @@ func (w *World) flip(e *end, sent []byte) {
 	if len(sent) == 0 {
 		return
 	}
+	if w.rng.IntN(2) == 0 { // a frame's own words are little beside what it carries
+		sent = sent[:min(len(sent), 96)]
+	}
 	bit := w.rng.IntN(8 * len(sent))
 	sent[bit/8] ^= 1 << (bit % 8)
 	e.out.flips = false

@@ -88,7 +88,7 @@ func (n *node) diskCall(c devtest.Call) devtest.Effect {
 		if t.op != nil && t.op.changes() && !t.op.entered {
 			w.oracle.enter(t.op)
 		}
-		if w.rng.IntN(slowShare) == 0 {
+		if w.rng.IntN(slowShare) == 0 || c.Op == devtest.OpFlush && w.rng.IntN(4) == 0 {
 			t.until = w.step + w.rng.Uint64N(slowSteps)
 		}
 		w.turn()
@@ -235,6 +235,7 @@ func (n *node) die() {
 	n.dead, n.crashAt = true, 0
 	n.disk.Kill()
 	n.fs.Kill()
+	n.index.Kill()
 }
 
 // bury ends what is left of a dead process, and gives its machine what a kill -9 or a power cut leaves.

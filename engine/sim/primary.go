@@ -202,7 +202,7 @@ func (w *World) actConnect() bool {
 	}
 	a := l.shipper.Attach()
 	if a == nil {
-		return false
+		w.failf("I5: %s is stopped for a person, and no block of it stayed wrong: %s", w.mirrors[i].name, l.shipper.Status().Reason)
 	}
 	c := w.newConn(i)
 	w.conns = append(w.conns, c)
@@ -225,6 +225,9 @@ func (w *World) actUp() bool {
 	m, ok, err := c.up.take(&c.p)
 	switch {
 	case err != nil:
+		if c.up.end == nil {
+			c.p.Send(&wire.Halt{Code: wire.CodeOf(err), Text: "cannot be read"})
+		}
 		w.endPrimary(l, c, err)
 	case !ok:
 		return false

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/engine"
+	"github.com/blkmirror/blkmirror/wire"
 )
 
 // setup is what a seed says about a whole history: its sizes, and how much goes wrong.
@@ -20,6 +21,7 @@ type setup struct {
 	onFull   string
 	spread   int64 // bytes around the focus that clients write to
 	clients  int
+	writes   int // of a hundred requests, where zeroes and trims have the rest up to 83
 	readers  int
 	capture  int64 // bytes in memory
 	spool    int64
@@ -37,7 +39,7 @@ func (s *setup) name(mirror int) string { return string(rune('a' + mirror)) }
 // The sizes are such that what takes gigabytes elsewhere happens within some pages here.
 const (
 	segmentSize = 64 << 10
-	window      = 16 << 20 // never full: how readers wait for it is not simulated
+	window      = wire.MaxRun // the least there can be
 )
 
 var intervals = []time.Duration{0, 100 * time.Millisecond, time.Second}
@@ -48,7 +50,7 @@ func newSetup(rng *rand.Rand) setup {
 		pages:    6 + rng.Int64N(48),
 		block:    pageSize << (2 * min(1, rng.IntN(4))),
 		region:   pageSize << rng.IntN(5),
-		hot:      2 + rng.IntN(6),
+		hot:      []int{1, 1, 3, 6}[rng.IntN(4)],
 		indexed:  pageSize << (3 * rng.IntN(4)),
 		interval: intervals[rng.IntN(len(intervals))],
 		onFull:   []string{"hold", "bulk"}[rng.IntN(2)],
@@ -62,9 +64,13 @@ func newSetup(rng *rand.Rand) setup {
 	if rng.IntN(3) == 0 {
 		s.short = 512 * rng.Int64N(8)
 	}
+	s.writes = 70 - 35*(rng.IntN(4)/3)
 	s.tight = rng.IntN(5) == 0
-	s.warm = rng.IntN(2) == 0
+	s.warm = rng.IntN(4) > 0
 	s.blank = rng.IntN(2) == 0
+	if s.tight && rng.IntN(2) == 0 { // one bulk after the other
+		s.onFull, s.blank, s.warm = "bulk", true, false
+	}
 	if rng.IntN(12) == 0 {
 		s.mirrors = 3
 	}

@@ -32,7 +32,8 @@ type World struct {
 	running     *task // whose turn it is; nil: the world's own
 	focus       int64 // where clients write most
 	writes      uint64
-	quiet       bool // nothing is broken any more
+	former      [8]clientOp // some writes, to be made again
+	quiet       bool        // nothing is broken any more
 
 	oracle   *oracle
 	coverage *Coverage
@@ -133,7 +134,7 @@ var work = []action{
 	{12, (*World).actUp},
 	{14, (*World).actOwn},
 	{14, (*World).actSession},
-	{2, (*World).actPrimary},
+	{5, (*World).actPrimary},
 	{4, (*World).actConnect},
 	{4, (*World).actPart},
 	{2, (*World).actStop},
@@ -144,7 +145,7 @@ var work = []action{
 var asides = []action{
 	{3, (*World).actTicks},
 	{16, (*World).actClock},
-	{1, (*World).actPerson},
+	{3, (*World).actPerson},
 }
 
 const asideShare = 5 // of a hundred steps
@@ -246,7 +247,7 @@ func (w *World) taskAt(i int) *task {
 // actClock lets time pass.
 func (w *World) actClock() bool {
 	d := time.Duration(w.rng.Int64N(int64(400 * time.Millisecond)))
-	if w.rng.IntN(40) == 0 {
+	if w.rng.IntN(16) == 0 {
 		d = time.Duration(w.rng.Int64N(int64(70 * time.Second)))
 	}
 	w.clock = w.clock.Add(d)
