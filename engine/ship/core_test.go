@@ -9,6 +9,11 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
+var (
+	generation = wire.Generation{ID: [16]byte{7}, Counter: 1}
+	kinds      = [...]string{"Wait", "Cut", "SendRebase", "SendCommit", "GiveUp", "Void", "Drop", "BeginBulk", "Pass", "Flush", "Offer", "RetryHoles"}
+)
+
 // script drives a Core by hand.
 type script struct {
 	t    *testing.T
