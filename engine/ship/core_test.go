@@ -9,6 +9,8 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
+const pageSize = 4096
+
 var (
 	generation = wire.Generation{ID: [16]byte{7}, Counter: 1}
 	kinds      = [...]string{"Wait", "Cut", "SendRebase", "SendCommit", "GiveUp", "Void", "Drop", "BeginBulk", "Pass", "Flush", "Offer", "RetryHoles"}

@@ -39,7 +39,13 @@ func (w *World) actClient() bool {
 	if p.volume == nil || w.quiet || p.clients >= w.setup.clients {
 		return false
 	}
-	o := w.newOp()
+	w.ask(w.newOp())
+	return true
+}
+
+// ask has a client ask for something.
+func (w *World) ask(o *clientOp) {
+	p := w.primary
 	w.note("client %s %d+%d", o.kind, o.off, o.n)
 	w.cover(coverAction, "client "+o.kind)
 	p.clients++
@@ -53,7 +59,6 @@ func (w *World) actClient() bool {
 		w.oracle.answered(o, err)
 	})
 	t.op = o
-	return true
 }
 
 // request carries a client's request out as the export would.

@@ -14,7 +14,6 @@ import (
 type Coverage struct {
 	mu     sync.Mutex
 	counts map[string]uint64
-	local  bool
 }
 
 // NewCoverage has counted nothing yet.

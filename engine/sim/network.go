@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/engine"
@@ -44,10 +43,7 @@ type stream struct {
 	silent  bool   // half-open: nothing gets there any more, and nobody is told
 }
 
-var (
-	errReset  = fmt.Errorf("%w: the simulated line broke", wire.ErrReset)
-	errSilent = fmt.Errorf("%w: nothing came any more", wire.ErrSilent)
-)
+var errReset = fmt.Errorf("%w: the simulated line broke", wire.ErrReset)
 
 // end is one side's view of a connection. It is the engine's Conn.
 type end struct {
@@ -92,14 +88,15 @@ func (e *end) Send(ms ...wire.Message) error {
 		return nil // the kernel took it
 	}
 	e.out.buf = buf
-	if e.out.flips && (!e.out.payload || e == &e.c.m || hasPayload(ms)) {
-		e.w.flip(e, buf[before:])
+	if !e.out.flips {
+		return nil
+	}
+	if sent := buf[before:]; !e.out.payload || e == &e.c.m {
+		e.w.flip(e, sent)
+	} else if d, ok := ms[len(ms)-1].(*wire.Data); ok { // its payload is the last of it
+		e.w.flip(e, sent[len(sent)-len(d.Payload):])
 	}
 	return nil
-}
-
-func hasPayload(ms []wire.Message) bool {
-	return slices.ContainsFunc(ms, func(m wire.Message) bool { return m.Type() == wire.TypeData })
 }
 
 // Next is for the daemon's reader; here the world delivers.

@@ -38,10 +38,12 @@ type node struct {
 	power   bool           // it dies with the whole machine
 	failed  bool           // its journal or a flush has, since the process began
 	armed   []fault
+	punches bool  // it dies with its machine when it next gives room back
 	room    int64 // free bytes of the state directory, as it sees them
 	backup  *backup
 	checked indexCheck
 	opens   int
+	fate    *fate // when it dies and what that leaves; nil: chance says so
 }
 
 // fault is armed for a later call.
@@ -93,7 +95,13 @@ func (n *node) diskCall(c devtest.Call) devtest.Effect {
 		}
 		w.turn()
 	}
-	if n.countdown(journaltest.OpAny); n.dead {
+	if n.fate != nil {
+		n.fate.disk(n, c)
+	}
+	if n.countdown(journaltest.OpAny) {
+		n.die()
+	}
+	if n.dead {
 		return devtest.Effect{}
 	}
 	if w.Story != nil {
@@ -186,10 +194,21 @@ func (n *node) fsCall(op journaltest.Op, path string) error {
 	if n.dead {
 		return journaltest.ErrDead
 	}
-	if n.countdown(op); n.dead {
-		if n.w.rng.IntN(2) == 0 {
-			return journaltest.ErrLast // it dies behind the call
+	if op == journaltest.OpPunch && n.punches && !n.w.quiet {
+		n.punches, n.power = false, true
+		n.w.struck(n, atPunch)
+		return n.dieBehind()
+	}
+	if n.fate != nil {
+		if err := n.fate.files(n, op); err != nil {
+			return err
 		}
+	}
+	if n.countdown(op) {
+		if n.w.rng.IntN(2) == 0 {
+			return n.dieBehind()
+		}
+		n.die()
 		return journaltest.ErrDead
 	}
 	f := n.strikes(func(f *fault) bool { return f.op == 0 && f.fsOp == op && strings.Contains(path, f.path) })
@@ -203,14 +222,16 @@ func (n *node) fsCall(op journaltest.Op, path string) error {
 	return fmt.Errorf("%s: %w", path, syscall.EIO)
 }
 
-// countdown dies when its time has come.
-func (n *node) countdown(op journaltest.Op) {
-	if n.crashAt > 0 && (n.crashOn == journaltest.OpAny || n.crashOn == op) {
-		if n.crashAt--; n.crashAt == 0 {
-			n.w.note("%s dies in the middle of something", n.name)
-			n.die()
-		}
+// countdown tells whether it is time to die.
+func (n *node) countdown(op journaltest.Op) bool {
+	if n.crashAt == 0 || n.crashOn != journaltest.OpAny && n.crashOn != op {
+		return false
 	}
+	if n.crashAt--; n.crashAt > 0 {
+		return false
+	}
+	n.w.note("%s dies in the middle of something", n.name)
+	return true
 }
 
 // strikes takes the first armed fault that fits.
@@ -238,10 +259,24 @@ func (n *node) die() {
 	n.index.Kill()
 }
 
+// dieBehind is die behind the call to the state directory that is under way: its answer has that one take effect,
+// and ends the files.
+func (n *node) dieBehind() error {
+	n.dead, n.crashAt = true, 0
+	n.disk.Kill()
+	n.index.Kill()
+	return journaltest.ErrLast
+}
+
 // bury ends what is left of a dead process, and gives its machine what a kill -9 or a power cut leaves.
 func (n *node) bury() {
 	n.w.drain(n)
 	n.tear()
+	if n.fate != nil {
+		n.fate.bury(n)
+		n.reset()
+		return
+	}
 	n.disk.Land(n.w.rng)
 	n.index = n.index.PowerCut(n.w.rng) // also at a kill: what was not synced is in the memory of the process
 	if n.power {

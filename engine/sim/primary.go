@@ -258,7 +258,8 @@ func (w *World) primaryTakes(l *line, c *conn, m wire.Message) {
 		return
 	}
 	c.begun = true
-	if l.shipper.State().Phase != ship.Refused && c.life == mirror.opens {
+	// With a journal that failed it knows, and its next process does not.
+	if l.shipper.State().Phase != ship.Refused && c.life == mirror.opens && w.primary.volume.Failure() == nil {
 		mirror.met()
 	}
 }

@@ -31,6 +31,7 @@ type setup struct {
 	warm     bool // they are in step when the faults begin
 	tight    bool // there is little room for staging from the beginning
 	patience int  // steps without faults after which everything has to be equal
+	tiny     bool // a volume of some pages (script.go)
 }
 
 func (s *setup) size() int64            { return s.pages*pageSize - s.short }
@@ -84,6 +85,9 @@ func newSetup(rng *rand.Rand) setup {
 }
 
 func (s *setup) primarySizes() engine.Sizes {
+	if s.tiny {
+		return s.tinyPrimary()
+	}
 	return engine.Sizes{Region: s.region, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
 		CaptureMemory: s.capture, CaptureSpool: s.spool, CheckpointBytes: 16 << 10, CheckpointHot: s.hot,
 		IndexSync: s.indexed, ShipBatch: 6 * pageSize, ShipMemory: 16 << 20, OfferBytes: 8 * pageSize, PageOffers: s.size() / 2,
@@ -91,6 +95,9 @@ func (s *setup) primarySizes() engine.Sizes {
 }
 
 func (s *setup) mirrorSizes() engine.Sizes {
+	if s.tiny {
+		return s.tinyMirror()
+	}
 	return engine.Sizes{Region: s.region, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
 		Window: window, StagingSync: 8 * pageSize, Chunk: 16 * pageSize}
 }

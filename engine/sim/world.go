@@ -108,7 +108,16 @@ func (w *World) Run(steps int) (err error) {
 		w.take()
 	}
 	w.calm()
+	w.close()
 	return nil
+}
+
+// close ends all processes, so that no coroutine is left that would keep the history in memory.
+func (w *World) close() {
+	for _, n := range w.nodes() {
+		n.die()
+	}
+	w.bury()
 }
 
 // Digest is a number that two runs of one seed have in common, whatever the machine.
