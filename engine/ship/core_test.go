@@ -1,6 +1,7 @@
 package ship_test
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,15 @@ var (
 	generation = wire.Generation{ID: [16]byte{7}, Counter: 1}
 	kinds      = [...]string{"Wait", "Cut", "SendRebase", "SendCommit", "GiveUp", "Void", "Drop", "BeginBulk", "Pass", "Flush", "Offer", "RetryHoles"}
 )
+
+// hashOf is the hash of a content of words.
+func hashOf(content []uint64) wire.Hash {
+	b := make([]byte, 0, 8*len(content))
+	for _, v := range content {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return wire.Sum(b)
+}
 
 // script drives a Core by hand.
 type script struct {
