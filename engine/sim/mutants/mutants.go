@@ -21,8 +21,8 @@
 //	what replaces them
 //	--- end
 //
-// There may be several pairs, of several files. One that cannot be tried yet has a line `not yet: REASON` and
-// neither seeds nor pairs.
+// There may be several pairs, of several files. One that cannot be tried yet, or
+// is not found, has a line `not yet: REASON`.
 package mutants
 
 import (
@@ -107,7 +107,7 @@ func parse(name, text string) (*Mutation, error) {
 			return nil, fmt.Errorf("mutation %s, line %d: %w", name, i+1, err)
 		}
 	}
-	if part != nil || m.Title == "" || (m.NotYet == "") != (m.Seeds > 0 && len(m.Edits) > 0 && m.Finds != "") {
+	if part != nil || m.Title == "" || m.NotYet == "" && (m.Seeds == 0 || len(m.Edits) == 0 || m.Finds == "") {
 		return nil, fmt.Errorf("mutation %s lacks its title, what finds it, seeds or text, or an end", name)
 	}
 	return m, nil
