@@ -31,6 +31,7 @@ func init() {
 		{"power cut of a mirror within an action", func(w *World) bool { return w.crashWithin(&w.anyMirror().node, true) }, true},
 		{"kill -9 of the primary while a mirror applies", (*World).crashAtApply, true},
 		{atPunch, (*World).crashAtPunch, false},
+		{atCheckpoint, (*World).crashAtCheckpoint, false},
 		{"power cut of everything", (*World).blackout, true},
 		{"clean stop of the primary", (*World).stopPrimary, true},
 		{"clean stop of a mirror", (*World).stopMirror, true},
@@ -155,6 +156,14 @@ func (w *World) crashWithin(n *node, power bool) bool {
 func (w *World) crashAtApply() bool {
 	applies := slices.ContainsFunc(w.mirrors, func(m *mirrorNode) bool { return m.m != nil && len(m.facts.Epochs) > 0 })
 	return applies && w.crash(&w.primary.node, false)
+}
+
+const atCheckpoint = "power cut of the primary behind a checkpoint"
+
+// crashAtCheckpoint waits for the next one: what it let cool had better be durable.
+func (w *World) crashAtCheckpoint() bool {
+	w.primary.cutBehind = true
+	return true
 }
 
 const atPunch = "power cut of a mirror as it gives room back"

@@ -88,6 +88,9 @@ func (e *end) Send(ms ...wire.Message) error {
 		return nil // the kernel took it
 	}
 	e.out.buf = buf
+	if e.w.setup.noisy && !e.w.quiet && e.w.rng.IntN(20) == 0 {
+		e.out.flips, e.out.payload = true, true
+	}
 	if !e.out.flips {
 		return nil
 	}

@@ -11,11 +11,12 @@ import (
 // primaryNode is the machine that takes writes.
 type primaryNode struct {
 	node
-	volume  *engine.SteppedPrimary // nil: the process is down
-	clients int                    // requests under way
-	lines   []*line                // to each mirror
-	busy    map[string]bool        // checkpoint, index, comparison: one of each
-	stops   bool                   // cleanly: nothing new begins
+	volume    *engine.SteppedPrimary // nil: the process is down
+	clients   int                    // requests under way
+	lines     []*line                // to each mirror
+	busy      map[string]bool        // checkpoint, index, comparison: one of each
+	stops     bool                   // cleanly: nothing new begins
+	cutBehind bool                   // the power fails when the next checkpoint is made
 }
 
 // line is what the primary does for one mirror.
@@ -161,7 +162,7 @@ func (w *World) actPrimary() bool {
 	v := p.volume
 	switch r := w.rng.IntN(100); {
 	case v.CheckpointDue() && r < 30 || r < 4:
-		return w.primaryTask("checkpoint", func() bool { return v.Checkpoint() == nil })
+		return w.primaryTask("checkpoint", func() bool { return p.checkpoint(v) })
 	case r < 10:
 		return w.primaryTask("index pass", func() bool { return v.IndexPass() == nil })
 	case !v.Comparing():
@@ -171,6 +172,17 @@ func (w *World) actPrimary() bool {
 		_, err := v.CompareBlock()
 		return err == nil
 	})
+}
+
+// checkpoint makes one, behind which the power may fail.
+func (p *primaryNode) checkpoint(v *engine.SteppedPrimary) bool {
+	ok := v.Checkpoint() == nil
+	if ok && p.cutBehind && p.volume == v && !p.dead && !p.w.quiet {
+		p.cutBehind = false
+		p.w.struck(&p.node, atCheckpoint)
+		p.w.crash(&p.node, true)
+	}
+	return ok
 }
 
 // primaryTask runs one of each kind at a time.

@@ -29,6 +29,7 @@ type setup struct {
 	kinds    []int
 	blank    bool // mirrors begin with zeroes
 	warm     bool // they are in step when the faults begin
+	noisy    bool // lines damage what they carry
 	tight    bool // there is little room for staging from the beginning
 	patience int  // steps without faults after which everything has to be equal
 	tiny     bool // a volume of some pages (script.go)
@@ -68,6 +69,7 @@ func newSetup(rng *rand.Rand) setup {
 	s.writes = 70 - 35*(rng.IntN(4)/3)
 	s.tight = rng.IntN(5) == 0
 	s.warm = rng.IntN(4) > 0
+	s.noisy = rng.IntN(8) == 0
 	s.blank = rng.IntN(2) == 0
 	if s.tight && rng.IntN(2) == 0 { // one bulk after the other
 		s.onFull, s.blank, s.warm = "bulk", true, false
