@@ -2,4 +2,4 @@
 
 package sim_test
 
-const defaultSeeds = 300
+const defaultSeeds = 250

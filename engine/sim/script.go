@@ -117,7 +117,7 @@ func (d *dull) Uint64() uint64 {
 // newScript makes a world in which nobody was ever started.
 func newScript() *script {
 	dice := &dull{}
-	w := &World{rng: rand.New(dice), clock: time.Unix(1e9, 0), setup: tinySetup()}
+	w := &World{idle: &Pool{}, rng: rand.New(dice), clock: time.Unix(1e9, 0), setup: tinySetup()}
 	w.trace.digest = fnv.New64a()
 	w.oracle = newOracle(w)
 	w.primary = &primaryNode{node: w.newNode("primary")}

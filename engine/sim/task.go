@@ -8,23 +8,39 @@ import "iter"
 type task struct {
 	name  string
 	node  *node
-	next  func() (struct{}, bool)
-	stop  func()
-	yield func(struct{}) bool
+	run   func()
+	on    *routine  // that carries it out; nil before its first turn
 	op    *clientOp // of a client's request
-	waits bool      // for another task, when it last gave the turn back
 	until uint64    // step before which its disk does not answer
+	waits bool      // for another task, when it last gave the turn back
 	ended bool
+}
+
+// routine is a coroutine that carries out one task after the other: to make one for each costs more than most
+// tasks do, and the race detector never forgets it.
+type routine struct {
+	next  func() (ended, alive bool)
+	yield func(ended bool) bool
+	job   func()
+}
+
+func newRoutine() *routine {
+	r := &routine{}
+	r.next, _ = iter.Pull(func(yield func(bool) bool) {
+		r.yield = yield
+		for {
+			r.job()
+			if !yield(true) {
+				return
+			}
+		}
+	})
+	return r
 }
 
 // spawn makes a task of a node, which begins with its first turn.
 func (w *World) spawn(n *node, name string, run func()) *task {
-	t := &task{name: name, node: n}
-	t.next, t.stop = iter.Pull(func(yield func(struct{}) bool) {
-		t.yield = yield
-		defer w.explain()
-		run()
-	})
+	t := &task{name: name, node: n, run: run}
 	n.tasks = append(n.tasks, t)
 	return t
 }
@@ -34,17 +50,35 @@ func (w *World) resume(t *task) {
 	before := w.running
 	w.running = t
 	t.waits = false
-	if _, more := t.next(); !more {
+	if t.on == nil {
+		w.begin(t)
+	}
+	if ended, _ := t.on.next(); ended {
 		t.ended = true
 		t.node.forget(t)
+		w.idle.routines = append(w.idle.routines, t.on)
+		t.on = nil
 	}
 	w.running = before
+}
+
+// begin gives a task a coroutine.
+func (w *World) begin(t *task) {
+	if n := len(w.idle.routines); n > 0 {
+		t.on, w.idle.routines = w.idle.routines[n-1], w.idle.routines[:n-1]
+	} else {
+		t.on = newRoutine()
+	}
+	t.on.job = func() {
+		defer w.explain()
+		t.run()
+	}
 }
 
 // turn gives the turn back until the task is chosen again. Outside of a task nothing can come between.
 func (w *World) turn() {
 	if t := w.running; t != nil {
-		t.yield(struct{}{})
+		t.on.yield(false)
 	}
 }
 

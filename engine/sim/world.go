@@ -39,12 +39,16 @@ type World struct {
 	coverage *Coverage
 	hits     []hit // faults of this step
 	pool     *pagepool.Pool
+	idle     *Pool
 	trace    trace
 }
 
 // Pool is memory that histories use one after the other; the zero value is ready. What a history left is gone
 // when the next one begins.
-type Pool struct{ pages pagepool.Pool }
+type Pool struct {
+	pages    pagepool.Pool
+	routines []*routine // that have nothing to do
+}
 
 // New makes the history of a seed, up to its first step. Both coverage and pool may be nil.
 func New(seed uint64, coverage *Coverage, pool *Pool) *World {
@@ -52,7 +56,7 @@ func New(seed uint64, coverage *Coverage, pool *Pool) *World {
 		pool = &Pool{}
 	}
 	pool.pages.Reset()
-	w := &World{pool: &pool.pages, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x73696d)), clock: time.Unix(1e9, 0), coverage: coverage}
+	w := &World{pool: &pool.pages, idle: pool, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x73696d)), clock: time.Unix(1e9, 0), coverage: coverage}
 	w.trace.digest = fnv.New64a()
 	w.setup = newSetup(w.rng)
 	w.oracle = newOracle(w)
