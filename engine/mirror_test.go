@@ -517,7 +517,7 @@ func (p *fakePrimary) commit(base, epoch uint64) {
 // bulk brings everything into the device in place and flushes it under a number.
 func (p *fakePrimary) bulk(base, number uint64) {
 	p.t.Helper()
-	p.send(&wire.Bulk{Base: base})
+	p.send(&wire.Bulk{Base: base, Number: number})
 	p.bulkRange(0, p.w.size)
 	p.flush(number)
 }
@@ -603,7 +603,7 @@ func TestMirrorFirstSync(t *testing.T) {
 	if a.Flags != wire.AttachedBlank|wire.AttachedInconsistent || a.VolumeID != [16]byte{} || a.DataEnd != 0 || a.LastCut != 0 || a.Size != w.size {
 		t.Errorf("a blank mirror says %+v", a)
 	}
-	p.send(&wire.Bulk{Base: 0})
+	p.send(&wire.Bulk{Number: 3})
 	p.bulkRange(0, 2*mib)
 	p.flush(3)
 	if st := w.status(); st.State != "inconsistent" || st.Epoch != 3 || st.Primary.State != "bulk" {

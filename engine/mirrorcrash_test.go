@@ -272,7 +272,7 @@ func TestMirrorOnFiles(t *testing.T) {
 	if a := p.dial(); a.Flags&wire.AttachedBlank == 0 || a.Size != size {
 		t.Fatalf("attached %+v", a)
 	}
-	p.send(&wire.Bulk{})
+	p.send(&wire.Bulk{Number: 1})
 	p.bulkRange(0, size/2/page*page)
 	p.flush(1)
 	p.change(size/2/page*page, 3*mib, 2)

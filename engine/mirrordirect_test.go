@@ -72,9 +72,10 @@ func TestMirrorBulkGoesOn(t *testing.T) {
 		p := newPrimary(w)
 		p.change(0, mib, 1)
 		p.dial()
-		p.send(&wire.Bulk{})
+		p.send(&wire.Bulk{Number: 5})
 		p.bulkRange(0, mib/2)
 		p.flush(5)
+		p.send(&wire.Bulk{Base: 5, Number: 6})
 		p.bulkRange(mib/2, mib/4)
 		c := w.crash(seed)
 		p.hangUp()
@@ -82,21 +83,21 @@ func TestMirrorBulkGoesOn(t *testing.T) {
 		c.open()
 		p.moveTo(c)
 		a := p.dial()
-		if a.LastCut != 5 || a.Flags != wire.AttachedBulk|wire.AttachedInconsistent {
+		if a.LastCut != 5 || a.InPlace != 6 || a.Flags != wire.AttachedBulk|wire.AttachedInconsistent {
 			t.Fatalf("attached %+v", a)
 		}
 		if at := differs(c.disk.Bytes()[:mib/2], p.content[:mib/2]); at >= 0 {
 			t.Fatalf("what was flushed differs at %d", at)
 		}
 		c.mustIndex()
-		p.send(&wire.Bulk{Base: 5})
+		p.send(&wire.Bulk{Base: 5, Number: 7})
 		p.bulkRange(mib/2, mib/2)
-		p.flush(6)
+		p.flush(7)
 		p.change(0, page, 2)
-		p.rebase(6, 0, 7)
-		p.stage(7, 0, page)
-		p.commit(6, 7)
-		p.applied(7)
+		p.rebase(7, 0, 8)
+		p.stage(8, 0, page)
+		p.commit(7, 8)
+		p.applied(8)
 		c.mustHold(p.content)
 		c.mustIndex()
 		if st := c.status(); st.State != "ok" {
@@ -114,14 +115,14 @@ func TestMirrorBulkCutOffAtTheStart(t *testing.T) {
 	p := newPrimary(w)
 	p.change(0, mib, 1)
 	p.dial()
-	p.send(&wire.Bulk{})
+	p.send(&wire.Bulk{Number: 1})
 	p.bulkRange(0, testBlock)
 	c := w.crash(1)
 	p.hangUp()
 	w.kill()
 	c.open()
 	p.moveTo(c)
-	if a := p.dial(); a.LastCut != 0 || a.Flags != wire.AttachedInconsistent || a.Generation != (wire.Generation{}) {
+	if a := p.dial(); a.LastCut != 0 || a.InPlace != 1 || a.Flags != wire.AttachedInconsistent || a.Generation != (wire.Generation{}) {
 		t.Fatalf("attached %+v", a)
 	}
 	if got := p.offer(0, 2*testBlock, testBlock); !got[1] {
@@ -136,7 +137,7 @@ func TestMirrorBulkRefusesDamage(t *testing.T) {
 	p := newPrimary(w)
 	p.change(0, mib, 1)
 	p.dial()
-	p.send(&wire.Bulk{})
+	p.send(&wire.Bulk{Number: 3})
 	var run []wire.Message
 	for i := range int64(4) {
 		d := p.frame(0, i*testBlock, testBlock)
@@ -179,7 +180,7 @@ func TestMirrorBulkKeepsOrder(t *testing.T) {
 	p := newPrimary(w)
 	p.change(0, mib, 1)
 	p.dial()
-	p.send(&wire.Bulk{})
+	p.send(&wire.Bulk{Number: 1})
 	p.send(p.frame(0, 0, testBlock))
 	<-first
 	p.change(page, page, 2)

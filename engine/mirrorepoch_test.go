@@ -216,7 +216,7 @@ func TestMirrorStagingLimit(t *testing.T) {
 	p := newPrimary(w)
 	p.dial()
 	p.change(0, mib, 1)
-	p.send(&wire.Bulk{})
+	p.send(&wire.Bulk{Number: 2})
 	p.bulkRange(0, 6*testBlock)
 	p.flush(2)
 	p.rebase(2, 0, 3)
@@ -408,8 +408,9 @@ func TestMirrorRefusesNonsense(t *testing.T) {
 		{"offer while something is staged", []wire.Message{&wire.Offer{Seq: 1, Length: page, Unit: page, Hashes: make([]wire.Hash, 1)}}, wire.CodeProtocol},
 		{"offer behind the end", []wire.Message{&wire.Offer{Seq: 1, Offset: 2 * mib, Length: page, Unit: page, Hashes: make([]wire.Hash, 1)}}, wire.CodeProtocol},
 		{"flush outside bulk", []wire.Message{&wire.Flush{Number: 9}}, wire.CodeProtocol},
-		{"bulk on another cut", []wire.Message{&wire.Bulk{Base: 1}}, wire.CodeIntegrity},
-		{"a flush that goes back", []wire.Message{&wire.Bulk{Base: 2}, &wire.Flush{Number: 2}}, wire.CodeProtocol},
+		{"bulk on another cut", []wire.Message{&wire.Bulk{Base: 1, Number: 9}}, wire.CodeIntegrity},
+		{"bulk to an old number", []wire.Message{&wire.Bulk{Base: 2, Number: 2}}, wire.CodeProtocol},
+		{"a flush that goes back", []wire.Message{&wire.Bulk{Base: 2, Number: 3}, &wire.Flush{Number: 2}}, wire.CodeProtocol},
 		{"a mirror's message", []wire.Message{&wire.Ack{Entries: []wire.AckEntry{{Seq: 1, Level: wire.LevelStaged}}}}, wire.CodeProtocol},
 		{"a sync's message", []wire.Message{&wire.Open{Volume: "v", BlockSize: testBlock, Size: mib}}, wire.CodeProtocol},
 		{"a second attach", []wire.Message{&wire.Attach{Volume: "v", VolumeID: [16]byte{1}, Generation: wire.Generation{ID: [16]byte{9}, Counter: 1},

@@ -117,7 +117,7 @@ func (s *shipper) adopt(open *wire.Attach, a *wire.Attached) error {
 	err := s.p.facts.change(func(f *journal.VolumeFacts) {
 		f.UUID, f.Rebuilt = a.VolumeID, false
 		f.Generation.Counter, f.Generation.Parent, f.Generation.ParentCut = a.Generation.Counter+1, a.Generation.ID, 0
-		f.Cut = max(f.Cut, a.LastCut, a.StagedNumber)
+		f.Cut = max(f.Cut, a.LastCut, a.InPlace, a.StagedNumber)
 	})
 	if err != nil {
 		s.p.fail("note identity", err)
@@ -174,7 +174,7 @@ func (s *shipper) run(session *shipSession) error {
 func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Attached) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.p.facts.seen(max(a.LastCut, a.StagedNumber))
+	s.p.facts.seen(max(a.LastCut, a.InPlace, a.StagedNumber))
 	s.node = hello.Name
 	v := s.core.Attached(a, s.replace)
 	if v.Refused != "" {

@@ -132,7 +132,7 @@ func (s *shipper) do(a ship.Action, session *shipSession) error {
 	case ship.BeginBulk:
 		return s.doBeginBulk(a, session)
 	case ship.Pass:
-		return s.doPass(session)
+		return s.doPass(a, session)
 	case ship.Flush:
 		return s.doFlush(session)
 	case ship.Offer:
@@ -311,6 +311,10 @@ func (s *shipper) doDrop(a ship.Action, session *shipSession) error {
 }
 
 func (s *shipper) doBeginBulk(a ship.Action, session *shipSession) error {
+	number, err := s.p.facts.number(s.config.Name)
+	if err != nil {
+		return err
+	}
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.mu.Lock()
@@ -320,21 +324,27 @@ func (s *shipper) doBeginBulk(a ship.Action, session *shipSession) error {
 	}
 	s.p.tracker.DropEpoch(s.sets)
 	s.forgetKept()
-	s.core.BulkBegun(s.p.now())
+	s.core.BulkBegun(number, s.p.now())
 	s.mu.Unlock()
-	return session.conn.Send(&wire.Bulk{Base: a.Base})
+	return session.conn.Send(&wire.Bulk{Base: a.Base, Number: number})
 }
 
-// doPass begins a pass of a bulk: everything that is needed is todo, and nothing is captured.
-func (s *shipper) doPass(session *shipSession) error {
-	number, err := s.p.facts.number(s.config.Name)
-	if err != nil {
-		return err
+// doPass begins a pass of a bulk: everything that is needed is todo, and nothing is captured. Behind a Flush the
+// mirror is told the number of the next one, before hands are free to send the first page towards it.
+func (s *shipper) doPass(a ship.Action, session *shipSession) error {
+	s.mu.Lock()
+	told := s.core.BulkNumber()
+	s.mu.Unlock()
+	number, err := told, error(nil)
+	if told == 0 {
+		if number, err = s.p.facts.number(s.config.Name); err != nil {
+			return err
+		}
 	}
 	defer s.takeHands()()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.stands(session) {
+	if !s.stands(session) || s.core.BulkNumber() != told {
+		s.mu.Unlock()
 		return nil
 	}
 	s.p.tracker.CutStep(s.sets.Bulk())
@@ -343,14 +353,18 @@ func (s *shipper) doPass(session *shipSession) error {
 	}
 	s.core.PassBegun(number, s.p.tracker.Counts(s.sets).Todo, s.p.now())
 	s.notifyLocked()
-	return nil
+	s.mu.Unlock()
+	if told != 0 {
+		return nil
+	}
+	return session.conn.Send(&wire.Bulk{Base: a.Base, Number: number})
 }
 
 // doFlush asks the mirror to make durable what was sent. With hands held, all that was read is on its way,
 // before the Flush, but for what an ending session has left to be sent again: a Flush that got through all the
 // same would clear it.
 func (s *shipper) doFlush(session *shipSession) error {
-	number, err := s.p.facts.number(s.config.Name)
+	next, err := s.p.facts.number(s.config.Name)
 	if err != nil {
 		return err
 	}
@@ -360,9 +374,16 @@ func (s *shipper) doFlush(session *shipSession) error {
 		s.mu.Unlock()
 		return nil
 	}
-	s.core.FlushSent(number, s.p.tracker.Counts(s.sets).Todo == 0, s.p.now())
+	if s.p.tracker.Counts(s.sets).Todo == 0 {
+		next = 0 // the pass ends; should another one follow, it takes its own
+	}
+	number := s.core.BulkNumber()
+	s.core.FlushSent(next, s.p.now())
 	s.mu.Unlock()
-	return session.conn.Send(&wire.Flush{Number: number})
+	if err := session.conn.Send(&wire.Flush{Number: number}); err != nil || next == 0 {
+		return err
+	}
+	return session.conn.Send(&wire.Bulk{Base: number, Number: next})
 }
 
 // stopShipping makes readers let go of what they wait for; shipAgain lets them go on.

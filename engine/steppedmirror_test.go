@@ -248,7 +248,7 @@ func (w *steppedWorld) send(ms ...wire.Message) {
 // bulk brings everything there in place.
 func (w *steppedWorld) bulk(number uint64) {
 	w.mirrorWorld.t.Helper()
-	w.send(&wire.Bulk{Base: 0})
+	w.send(&wire.Bulk{Number: number})
 	for off := int64(0); off < w.size; off += testBlock {
 		w.send(w.p.frame(0, off, min(testBlock, w.size-off)))
 	}

@@ -62,6 +62,7 @@ type ReplicaFacts struct {
 	Bulk         bool // Committed is a number of a bulk flush
 	Inconsistent bool
 	InPlace      bool
+	Under        uint64 // with InPlace: the number of the Flush that is to end what is written in place since Committed; 0: nothing is
 	Unproven     bool
 
 	Holes  []blockdev.Extent // of the last cut, as the primary told them

@@ -133,7 +133,7 @@ func decodeMark(b []byte, do func(region uint64)) error {
 //	+-------+-------+-------+-------+-------------------------------+
 //	|parents|mirrors|epochs |boot id| length of the device's facts  | 160
 //	+-------+-------+-------+-------+-------------------------------+
-//	| zero                                                          | 168
+//	| under                                                         | 168
 //	+---------------------------------------------------------------+
 //	| parents: generations, 48 bytes each                           | 176
 //	| epochs, 8 bytes each                                          |
@@ -162,6 +162,7 @@ func encodeFacts(f *VolumeFacts, lists LSN) []byte {
 	le.PutUint64(b[152:], m.Applied)
 	b[160], b[161], b[162], b[163] = byte(len(f.Parents)), byte(len(f.Mirrors)), byte(len(m.Epochs)), byte(len(f.BootID))
 	le.PutUint32(b[164:], uint32(len(f.Device)))
+	le.PutUint64(b[168:], m.Under)
 	for _, g := range f.Parents {
 		b = appendGeneration(b, g)
 	}
@@ -182,7 +183,7 @@ func decodeFacts(b []byte) (f VolumeFacts, lists LSN, err error) {
 	}
 	le := binary.LittleEndian
 	flags := le.Uint32(b[8:])
-	if b[5]|b[6]|b[7] != 0 || le.Uint64(b[168:]) != 0 || flags&^flagsKnown != 0 {
+	if b[5]|b[6]|b[7] != 0 || flags&^flagsKnown != 0 {
 		return f, 0, fmt.Errorf("facts record with unknown flags: %w", ErrDamaged)
 	}
 	f.Role, f.BlockSize = b[4], le.Uint32(b[12:])
@@ -192,7 +193,7 @@ func decodeFacts(b []byte) (f VolumeFacts, lists LSN, err error) {
 	f.Generation = decodeGeneration(b[56:104])
 	m := &f.Mirror
 	copy(m.Node[:], b[104:136])
-	m.Incarnation, m.Committed, m.Applied = le.Uint64(b[136:]), le.Uint64(b[144:]), le.Uint64(b[152:])
+	m.Incarnation, m.Committed, m.Applied, m.Under = le.Uint64(b[136:]), le.Uint64(b[144:]), le.Uint64(b[152:]), le.Uint64(b[168:])
 	parents, mirrors, epochs := int(b[160]), int(b[161]), int(b[162])
 	bootID, device := int(b[163]), le.Uint32(b[164:])
 	rest := b[factsHead:]

@@ -98,8 +98,8 @@ func dumpFacts(w io.Writer, f *VolumeFacts) {
 		m := &f.Mirror
 		fmt.Fprintf(w, "state: primary %x, incarnation %x\n", m.Node, m.Incarnation)
 		fmt.Fprintf(w, "state: committed %d, applied %d, epochs %d\n", m.Committed, m.Applied, m.Epochs)
-		fmt.Fprintf(w, "state: bulk %t, inconsistent %t, in place %t, unproven %t\n",
-			m.Bulk, m.Inconsistent, m.InPlace, m.Unproven)
+		fmt.Fprintf(w, "state: bulk %t, inconsistent %t, in place %t towards %d, unproven %t\n",
+			m.Bulk, m.Inconsistent, m.InPlace, m.Under, m.Unproven)
 		dumpExtents(w, "holes", m.Holes)
 		dumpExtents(w, "doubts", m.Doubts)
 	}

@@ -87,6 +87,6 @@ func TestDumpVolumeOfAMirror(t *testing.T) {
 	wantLines(t, out, `  1 at 64: lists holes 1 doubts 0`,
 		`  2 at \d+: facts role mirror committed 9 applied 7 clean false lists 1`, `checkpoint: none`,
 		`state: primary 0{64}, incarnation abc`, `state: committed 9, applied 7, epochs \[8 9\]`,
-		`state: bulk false, inconsistent false, in place true, unproven false`,
+		`state: bulk false, inconsistent false, in place true towards 0, unproven false`,
 		`state: 1 holes`, `  8192 bytes at 4096`, `state: 0 doubts`, `state: device "{}"`, `hot: 0 regions of 4096`)
 }

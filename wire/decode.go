@@ -74,7 +74,7 @@ func decodeFields(h header, r *reader) Message {
 	case TypeSynced:
 		return &Synced{Epoch: r.u64(), Seq: r.u64(), Records: r.u64(), Chain: r.hash()}
 	case TypeBulk:
-		return &Bulk{r.u64()}
+		return &Bulk{r.u64(), r.u64()}
 	case TypeReport:
 		return decodeReport(r)
 	}

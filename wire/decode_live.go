@@ -29,6 +29,7 @@ func decodeAttached(r *reader) *Attached {
 		Generation:        r.generation(),
 		LastCut:           r.u64(),
 		Applied:           r.u64(),
+		InPlace:           r.u64(),
 		Flags:             AttachedFlags(r.u32()),
 		MaxOffers:         r.u32(),
 		Size:              r.i64(),

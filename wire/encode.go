@@ -115,7 +115,7 @@ func appendMeta(b []byte, m Message) []byte {
 	case *Synced:
 		return appendSynced(b, m)
 	case *Bulk:
-		return le.AppendUint64(b, m.Base)
+		return le.AppendUint64(le.AppendUint64(b, m.Base), m.Number)
 	case *Report:
 		return appendReport(b, m)
 	}

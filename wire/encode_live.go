@@ -5,10 +5,10 @@ package wire
 // Sizes of metas, and of the part of a meta that does not vary.
 const (
 	attachFixed  = 120
-	attachedSize = 192
+	attachedSize = 200
 	rebaseFixed  = 40
 	syncedSize   = 56
-	bulkSize     = 8
+	bulkSize     = 16
 	reportSize   = 40
 )
 
@@ -81,6 +81,8 @@ func appendAttach(b []byte, m *Attach) []byte {
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                            applied                            |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            in place                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|             flags             |          max offers           |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                              size                             |
@@ -108,6 +110,7 @@ func appendAttached(b []byte, m *Attached) []byte {
 	b = appendGeneration(b, &m.Generation)
 	b = le.AppendUint64(b, m.LastCut)
 	b = le.AppendUint64(b, m.Applied)
+	b = le.AppendUint64(b, m.InPlace)
 	b = le.AppendUint32(b, uint32(m.Flags))
 	b = le.AppendUint32(b, m.MaxOffers)
 	b = le.AppendUint64(b, uint64(m.Size))

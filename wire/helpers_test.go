@@ -55,13 +55,13 @@ func samples() []Message {
 			BlockSize: 64 << 10, Flags: AttachOverwrite, Committed: 5, LastSent: 7, Devices: []Hash{Sum([]byte("disk"))},
 		},
 		&Attached{
-			VolumeID: [16]byte{1, 2, 3}, Generation: generation, LastCut: 5, Applied: 4, Flags: AttachedBlank | AttachedDoubts,
+			VolumeID: [16]byte{1, 2, 3}, Generation: generation, LastCut: 5, Applied: 4, InPlace: 6, Flags: AttachedBlank | AttachedDoubts,
 			MaxOffers: 8, Size: 1 << 40, DataEnd: 1 << 39, Room: 1 << 34, Window: 32 << 20, StagedIncarnation: 7,
 			StagedBase: 5, StagedNumber: 7, StagedSeq: 41, StagedRecords: 6, StagedChain: Sum([]byte("staged")),
 		},
 		&Rebase{Seq: 42, Base: 5, Old: 6, New: 7, More: true, Voids: []Extent{{0, 4096}, {1 << 20, 64 << 10}}},
 		&Synced{7, 42, 7, Sum([]byte("chain"))},
-		&Bulk{5},
+		&Bulk{5, 6},
 		&Report{Committed: 7, Applied: 5, Room: 1 << 34, Staged: 1 << 26, Comparing: true, Quarantine: 3},
 	}
 }

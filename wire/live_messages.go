@@ -51,6 +51,7 @@ type Attached struct {
 	Generation Generation
 	LastCut    uint64 // its committed cut, or where AttachedBulk is set the number of its last bulk Flush; 0: none
 	Applied    uint64 // the cut that its device alone holds
+	InPlace    uint64 // the number of the last Bulk, where it was allowed to write in place since LastCut; 0: it was not
 	Flags      AttachedFlags
 	MaxOffers  uint32 // as in Opened
 	Size       int64  // of its device
@@ -105,9 +106,12 @@ type Synced struct {
 }
 
 // Bulk says that from here on Data and Zero, of epoch 0, are to be written in place. It drops what is
-// staged. The mirror flags itself inconsistent, durably, before it writes the first byte.
+// staged. The mirror flags itself inconsistent, and keeps Number, durably, before it writes the first byte: a
+// primary that went back in time finds by it that it knows nothing of what is being written. A Flush ends
+// it, and the next Bulk begins behind it.
 type Bulk struct {
-	Base uint64 // the cut or bulk number that the mirror told in Attached or confirmed since
+	Base   uint64 // the cut or bulk number that the mirror told in Attached or confirmed since
+	Number uint64 // of the Flush that ends it, above Base
 }
 
 // Report tells the primary how the mirror stands: at once after a change of Applied, and when room was

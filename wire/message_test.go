@@ -159,7 +159,7 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeSynced:
 		return &Synced{r.Uint64(), r.Uint64(), r.Uint64(), hash()}
 	case TypeBulk:
-		return &Bulk{r.Uint64()}
+		return &Bulk{r.Uint64(), r.Uint64()}
 	case TypeReport:
 		return &Report{r.Uint64(), r.Uint64(), r.Int64(), r.Int64(), coin(), r.Uint32()}
 	}

@@ -57,7 +57,7 @@ func (c *Core) Introduce(m *wire.Attach) *wire.Attached {
 		return nil
 	}
 	g := f.Generation // the newest one seen, so that the primary's next one is above it
-	return &wire.Attached{VolumeID: f.UUID, Generation: wire.Generation(g), LastCut: f.Mirror.Committed, Applied: f.Mirror.Applied, Size: f.Size}
+	return &wire.Attached{VolumeID: f.UUID, Generation: wire.Generation(g), LastCut: f.Mirror.Committed, Applied: f.Mirror.Applied, InPlace: f.Mirror.Under, Size: f.Size}
 }
 
 // attach begins a session: takes on what a new mirror takes on, decides what becomes of a staging in part,
@@ -121,7 +121,7 @@ func (c *Core) content() journal.Generation {
 
 func (c *Core) attached(known, fresh bool) *wire.Attached {
 	m := c.mirror()
-	a := &wire.Attached{Generation: wire.Generation(c.content()), LastCut: m.Committed, Applied: m.Applied, Room: c.room()}
+	a := &wire.Attached{Generation: wire.Generation(c.content()), LastCut: m.Committed, Applied: m.Applied, InPlace: m.Under, Room: c.room()}
 	c.session.room = a.Room
 	if known {
 		a.VolumeID = c.facts.UUID

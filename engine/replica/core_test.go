@@ -209,20 +209,26 @@ func TestBulk(t *testing.T) {
 	run(t, c,
 		step{&Measured{Limit: 1 << 30}, ""},
 		step{attach(), "DropIndex Journal Attached"},
-		step{&Bulk{&wire.Bulk{}}, "Journal DropIndex"},
+		step{&Bulk{&wire.Bulk{Number: 3}}, "Journal DropIndex"},
 		step{&Direct{}, "Write"},
 		step{&Direct{}, "Write"},
 		step{&Flush{&wire.Flush{Number: 3}}, ""}, // waits for both
 		step{&Written{}, ""},
 		step{&Written{}, "FlushDevice Journal Flushed"},
+		step{&Bulk{&wire.Bulk{Base: 3, Number: 4}}, "Journal"}, // the number is durable before the first byte
 		step{&Direct{}, "Write"},
 		step{p.rebase(3, 0, 4), ""}, // so does a Rebase
 		step{&Written{}, "BeginStaging"},
 		step{&Direct{}, "End4"},
 		step{&Lost{}, "SyncStaging"},
 		step{attach(), "SyncStaging Attached"},
-		step{&Bulk{&wire.Bulk{Base: 3}}, "DropStaging"},
+		step{&Bulk{&wire.Bulk{Base: 3, Number: 4}}, "DropStaging"},
 		step{&Flush{&wire.Flush{Number: 4}}, "FlushDevice Journal Flushed"},
+	)
+	run(t, c,
+		step{&Direct{}, "End4"}, // behind a Flush, without a number
+		step{&Lost{}, ""},
+		step{attach(), "Attached"},
 	)
 	if f := c.Facts(); !f.Mirror.Bulk || !f.Mirror.InPlace || !f.Mirror.Inconsistent || f.Mirror.Committed != 4 || len(f.Parents) != 0 {
 		t.Errorf("facts %+v", f)

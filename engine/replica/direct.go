@@ -7,20 +7,26 @@ import (
 
 func newDoubts(size int64) *blockdev.PageSet { return blockdev.NewPageSet(pages(size)) }
 
-// bulk opens the device for writing in place. The first byte comes after the facts say so, durably, and
-// after the index is gone. Where they say so already, the index holds what passed by since.
+// bulk opens the device for writing in place, up to the next Flush. The first byte comes after the facts say
+// so, durably, with the number of that Flush, and after the index is gone. Where the device was open already,
+// the index holds what passed by since.
 func (c *Core) bulk(m *wire.Bulk) bool {
 	s, f := c.session, c.mirror()
 	switch {
 	case m.Base != f.Committed:
 		return c.end(wire.CodeIntegrity, "Bulk on %d, and the mirror is at %d", m.Base, f.Committed)
+	case m.Number <= f.Committed:
+		return c.end(wire.CodeProtocol, "Bulk to %d, and the mirror is at %d", m.Number, f.Committed)
 	case len(f.Epochs) > 0 || s.offers > 0 || s.writes > 0:
 		return false
 	}
 	c.drop()
-	if !f.InPlace || !f.Inconsistent {
-		f.InPlace, f.Inconsistent = true, true
+	first := !f.InPlace || !f.Inconsistent
+	if first || f.Under != m.Number {
+		f.InPlace, f.Inconsistent, f.Under = true, true, m.Number
 		c.journal()
+	}
+	if first {
 		c.do(DropIndex{})
 	}
 	s.bulk, s.refused = true, false
@@ -51,14 +57,15 @@ func (c *Core) flush(m *wire.Flush) bool {
 	switch {
 	case !s.bulk:
 		return c.end(wire.CodeProtocol, "Flush %d outside bulk", m.Number)
-	case m.Number <= f.Committed:
-		return c.end(wire.CodeProtocol, "Flush %d, and the mirror is at %d", m.Number, f.Committed)
+	case m.Number != f.Under:
+		return c.end(wire.CodeProtocol, "Flush %d, and Bulk named %d", m.Number, f.Under)
 	case s.writes > 0:
 		return false
 	}
 	c.do(FlushDevice{})
 	c.settled = true
-	f.Committed, f.Applied, f.Bulk = m.Number, m.Number, true
+	f.Committed, f.Applied, f.Bulk, f.Under = m.Number, m.Number, true, 0
+	s.bulk = false
 	f.Holes, f.Unproven = nil, false
 	f.Incarnation = s.incarnation
 	if c.clearWhole(s.placed) {

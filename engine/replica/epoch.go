@@ -154,7 +154,7 @@ func (c *Core) reserved(enough bool) {
 	f := c.mirror()
 	f.Committed, f.Incarnation = m.Epoch, c.session.incarnation
 	f.Epochs = append(f.Epochs, m.Epoch)
-	f.Bulk, f.Inconsistent, f.InPlace = false, false, false
+	f.Bulk, f.Inconsistent, f.InPlace, f.Under = false, false, false, 0
 	f.Unproven = m.Flags&wire.CommitUnproven != 0
 	f.Holes = nil
 	for _, h := range m.Holes {

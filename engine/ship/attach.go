@@ -41,10 +41,11 @@ func (c *Core) Attached(a *wire.Attached, overwrite bool) Attachment {
 		c.theirs = a.StagedNumber // of another incarnation's the mirror has dropped it
 	}
 	same := a.Generation.ID == c.generation.ID
+	latest := max(a.LastCut, a.InPlace) // what is written in place towards a number is of its time
 	switch {
-	case same && a.LastCut > c.lastSent && !overwrite:
+	case same && latest > c.lastSent && !overwrite:
 		v.Refused = fmt.Sprintf("the mirror is at cut %d, and this primary never sent it more than %d: the primary went back in time "+
-			"(was it restored from a backup?); promote the mirror, or say `blkmirror resume VOLUME --overwrite-mirror NAME`", a.LastCut, c.lastSent)
+			"(was it restored from a backup?); promote the mirror, or say `blkmirror resume VOLUME --overwrite-mirror NAME`", latest, c.lastSent)
 		c.phase, c.reason = Refused, v.Refused
 		return v
 	case a.Flags&wire.AttachedBlank != 0:
@@ -54,7 +55,7 @@ func (c *Core) Attached(a *wire.Attached, overwrite bool) Attachment {
 		v.AllDoubt = "it holds data of unknown origin"
 	case !same:
 		v.AllDoubt = "it is of another generation"
-	case overwrite && a.LastCut > c.lastSent:
+	case overwrite && latest > c.lastSent:
 		v.AllDoubt = "a person said that it is to be overwritten"
 	default:
 		c.settle(a, isBulk, &v)
@@ -72,7 +73,7 @@ func (c *Core) Attached(a *wire.Attached, overwrite bool) Attachment {
 // forget starts anew on what the mirror says it holds.
 func (c *Core) forget(a *wire.Attached, isBulk bool) {
 	c.committed, c.bulkBase, c.due = a.LastCut, isBulk, true
-	c.lastSent = max(c.lastSent, a.LastCut)
+	c.lastSent = max(c.lastSent, a.LastCut, a.InPlace)
 	c.cur, c.sent, c.old, c.voidIt, c.spoilt = nil, nil, 0, false, false
 	c.bulk = bulk{}
 	c.holding, c.failures, c.notBefore = false, 0, time.Time{}

@@ -73,9 +73,9 @@ const (
 	GiveUp                 // give the epoch up: hands emptied, then Core.GaveUp and the set transition
 	Void                   // what is staged counts no longer: staged → todo; answer: Core.Voided
 	Drop                   // send Rebase(old, 0), todo and staged → waiting; answer: Core.Dropped
-	BeginBulk              // send Bulk; answer: Core.BulkBegun
-	Pass                   // begin a bulk pass: a number and a cut without capture; answer: Core.PassBegun
-	Flush                  // a durable number, then Flush of what was sent; answer: Core.FlushSent
+	BeginBulk              // a durable number, then Bulk to it; answer: Core.BulkBegun
+	Pass                   // begin a bulk pass: a cut without capture, and a Bulk behind a Flush; answer: Core.PassBegun
+	Flush                  // Flush of what was sent, then Bulk to a durable number; answer: Core.FlushSent
 	Offer                  // offer the next pages in doubt; answer: Core.Offered
 	RetryHoles             // pages that could not be read are tried with the next epoch; answer: none
 )
@@ -161,6 +161,7 @@ type bulk struct {
 	begun    bool // Bulk was sent on this connection
 	pass     int
 	passing  bool   // a pass is under way
+	number   uint64 // of the next Flush, as Bulk said; 0: no Bulk since the last
 	flushing uint64 // number of the unanswered Flush; 0: none
 	final    bool   // that Flush ends the pass
 	flushed  time.Time
@@ -351,7 +352,7 @@ func (c *Core) nextBulk(now time.Time, n Counts) Action {
 	case b.flushing != 0:
 		return Action{}
 	case !b.passing:
-		return Action{Kind: Pass}
+		return Action{Kind: Pass, Base: c.committed}
 	case n.Todo == 0 && n.Hands == 0 && c.records.unanswered() == 0:
 		return Action{Kind: Flush}
 	case b.bytes == 0:

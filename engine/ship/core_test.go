@@ -401,19 +401,19 @@ func TestBulk(t *testing.T) {
 	}
 	s.n.Fresh = 10
 	s.want(ship.BeginBulk)
-	s.c.BulkBegun(s.now)
+	s.c.BulkBegun(2, s.now)
 	s.want(ship.Pass)
-	s.c.PassBegun(1, 10, s.now)
+	s.c.PassBegun(2, 10, s.now)
 	s.n.Fresh, s.n.Todo = 0, 9
 	s.now = s.now.Add(5 * second)
 	s.idle(0) // nothing was sent: nothing to flush, and no reason to look again
-	s.c.PassBegun(1, 10, s.now)
+	s.c.PassBegun(2, 10, s.now)
 	r := s.send(1)
 	s.c.Shipped(pageSize)
 	s.idle(2 * second)
 	s.now = s.now.Add(2 * second)
 	s.want(ship.Flush)
-	s.c.FlushSent(2, false, s.now)
+	s.c.FlushSent(3, s.now)
 	s.ack(r)
 	s.n.Todo = 0
 	s.idle(0)
@@ -421,7 +421,7 @@ func TestBulk(t *testing.T) {
 		t.Fatal("Flushed is not taken")
 	}
 	s.want(ship.Flush)
-	s.c.FlushSent(3, true, s.now)
+	s.c.FlushSent(0, s.now)
 	if _, ok := s.c.MayShip(); ok {
 		t.Error("behind the last Flush of a pass there is nothing to ship")
 	}
@@ -457,9 +457,9 @@ func TestBulkPasses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newScript(t, ship.History{})
 			s.c.Attached(&wire.Attached{Flags: wire.AttachedBlank | wire.AttachedInconsistent, Room: c.room}, false)
-			s.c.BulkBegun(s.now)
-			s.c.PassBegun(1, c.before, s.now)
-			s.c.FlushSent(2, true, s.now)
+			s.c.BulkBegun(2, s.now)
+			s.c.PassBegun(2, c.before, s.now)
+			s.c.FlushSent(0, s.now)
 			s.c.Flushed(2, c.fresh)
 			want := ship.Cut
 			if c.another {
@@ -477,9 +477,9 @@ func TestBulkAfterNoRoom(t *testing.T) {
 		s := newScript(t, ship.History{})
 		s.c.Tune(ship.Config{})
 		s.c.Attached(&wire.Attached{Flags: wire.AttachedBlank | wire.AttachedInconsistent}, false)
-		s.c.BulkBegun(s.now)
-		s.c.PassBegun(1, 1, s.now)
-		s.c.FlushSent(2, true, s.now)
+		s.c.BulkBegun(2, s.now)
+		s.c.PassBegun(2, 1, s.now)
+		s.c.FlushSent(0, s.now)
 		s.c.Flushed(2, 0)
 		s.cuts = 2
 		s.n.Fresh = 1
@@ -613,11 +613,11 @@ func TestAttachOtherHistory(t *testing.T) {
 func TestAttachFlushed(t *testing.T) {
 	s := newScript(t, ship.History{})
 	s.c.Attached(&wire.Attached{Flags: wire.AttachedBlank | wire.AttachedInconsistent}, false)
-	s.c.BulkBegun(s.now)
-	s.c.PassBegun(1, 2, s.now)
+	s.c.BulkBegun(2, s.now)
+	s.c.PassBegun(2, 2, s.now)
 	s.ack(s.send(1))
 	s.send(2)
-	s.c.FlushSent(2, true, s.now)
+	s.c.FlushSent(0, s.now)
 	s.c.Lost(s.now)
 	v := s.c.Attached(&wire.Attached{Generation: generation, LastCut: 2, Flags: wire.AttachedBulk | wire.AttachedInconsistent}, false)
 	if !v.Flushed || !v.Restart || len(v.Unsure) != 1 || v.Unsure[0].Offset != 2*pageSize {
@@ -625,10 +625,29 @@ func TestAttachFlushed(t *testing.T) {
 	}
 }
 
+// What a mirror wrote in place towards a number that we never sent it, a later life of ours has sent it.
+func TestAttachInPlaceBeyond(t *testing.T) {
+	s := newScript(t, ship.History{Committed: 5, Sent: 6, Bulk: true, Known: true})
+	at := func(inPlace uint64) *wire.Attached {
+		return &wire.Attached{Generation: generation, LastCut: 5, InPlace: inPlace, Flags: wire.AttachedBulk | wire.AttachedInconsistent}
+	}
+	if v := s.c.Attached(at(7), false); v.Refused == "" {
+		t.Errorf("%+v", v)
+	}
+	s.c.Lost(s.now)
+	if v := s.c.Attached(at(7), true); v.Refused != "" || v.AllDoubt == "" {
+		t.Errorf("to be overwritten: %+v", v)
+	}
+	s = newScript(t, ship.History{Committed: 5, Sent: 6, Bulk: true, Known: true})
+	if v := s.c.Attached(at(6), false); v.Refused != "" || v.AllDoubt != "" || !v.Restart {
+		t.Errorf("of our own time: %+v", v)
+	}
+}
+
 // A bulk of a mirror that was consistent, of which it got nothing: its pass is begun anew all the same.
 func TestAttachBulkLost(t *testing.T) {
 	s := connected(t)
-	s.c.BulkBegun(s.now)
+	s.c.BulkBegun(6, s.now)
 	s.c.PassBegun(6, 2, s.now)
 	s.c.Lost(s.now)
 	if v := s.c.Attached(atCut(5), false); !v.Restart {

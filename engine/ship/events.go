@@ -159,16 +159,18 @@ func (c *Core) Dropped(m *wire.Rebase) {
 	}
 }
 
-// BulkBegun answers BeginBulk.
-func (c *Core) BulkBegun(now time.Time) {
-	c.bulk = bulk{begun: true, flushed: now}
+// BulkBegun answers BeginBulk. number is durable, and was told in Bulk.
+func (c *Core) BulkBegun(number uint64, now time.Time) {
+	c.bulk = bulk{begun: true, flushed: now, number: number}
+	c.lastSent = number
 	c.inconsistent, c.old, c.theirs, c.voidIt = true, 0, 0, false
 	c.records.restart()
 }
 
-// PassBegun answers Pass: todo pages are to be shipped. number is durable.
+// PassBegun answers Pass: todo pages are to be shipped. number is that of BulkNumber, or a new one of which the
+// same holds.
 func (c *Core) PassBegun(number, todo uint64, now time.Time) {
-	c.lastSent, c.lastCut = number, now
+	c.lastSent, c.lastCut, c.bulk.number = number, now, number
 	c.bulk.pass++
 	c.bulk.passing, c.bulk.before, c.bulk.flushed, c.bulk.bytes = true, todo, now, 0
 }
@@ -176,10 +178,15 @@ func (c *Core) PassBegun(number, todo uint64, now time.Time) {
 // Passes is how many passes of a bulk were begun on this connection.
 func (c *Core) Passes() int { return c.bulk.pass }
 
-// FlushSent answers Flush: it goes out behind everything that was read. final: nothing was left to send.
-func (c *Core) FlushSent(number uint64, final bool, now time.Time) {
-	c.lastSent = number
-	c.bulk.flushing, c.bulk.final, c.bulk.flushed, c.bulk.bytes = number, final, now, 0
+// BulkNumber is that of the next Flush, towards which pages are sent in place; 0: the mirror knows none.
+func (c *Core) BulkNumber() uint64 { return c.bulk.number }
+
+// FlushSent answers Flush: that of BulkNumber goes out behind everything that was read, and then a Bulk to next,
+// which is durable; 0: none, because nothing was left to send and the pass ends.
+func (c *Core) FlushSent(next uint64, now time.Time) {
+	b := &c.bulk
+	b.flushing, b.final, b.flushed, b.bytes = b.number, next == 0, now, 0
+	b.number, c.lastSent = next, max(c.lastSent, next)
 }
 
 // Flushed takes the mirror's answer. fresh is how many pages were written since the pass began.

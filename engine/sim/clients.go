@@ -15,6 +15,7 @@ type clientOp struct {
 	off, n  int64
 	data    []byte
 	mayFree bool
+	size    int64 // of the volume
 
 	// entered is set at its first call to the disk: it has joined the open epoch by then, and no cut can have
 	// come between, since only disks give the turn away.
@@ -25,10 +26,17 @@ type clientOp struct {
 
 func (o *clientOp) changes() bool { return o.kind == "write" || o.kind == "zero" || o.kind == "trim" }
 
-// pages are those that the request touches.
+// pages are those that the request touches: of a trim those that are inside of it as a whole.
 func (o *clientOp) pages() (first, end uint64) {
-	if o.n == 0 {
+	switch {
+	case o.n == 0:
 		return 0, 0
+	case o.kind == "trim":
+		first, end = uint64(o.off+pageSize-1)/pageSize, uint64(o.off+o.n)/pageSize
+		if o.off+o.n == o.size {
+			end = uint64(o.size-1)/pageSize + 1
+		}
+		return first, max(first, end)
 	}
 	return uint64(o.off) / pageSize, uint64(o.off+o.n-1)/pageSize + 1
 }
@@ -46,6 +54,7 @@ func (w *World) actClient() bool {
 // ask has a client ask for something.
 func (w *World) ask(o *clientOp) {
 	p := w.primary
+	o.size = w.setup.size()
 	w.note("client %s %d+%d", o.kind, o.off, o.n)
 	w.cover(coverAction, "client "+o.kind)
 	p.clients++

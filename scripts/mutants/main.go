@@ -3,6 +3,7 @@
 //	go run ./scripts/mutants                    all of them, two at a time
 //	go run ./scripts/mutants -only NAME,NAME    some
 //	go run ./scripts/mutants -seeds 5000        with more seeds than they state
+//	go run ./scripts/mutants -update            notes the first seed that finds each now
 //
 // It exits 1 where one is not found within the seeds that it states, or within -seeds.
 package main
@@ -27,11 +28,12 @@ import (
 func main() {
 	only := flag.String("only", "", "run only `NAMES`, separated by commas")
 	seeds := flag.Uint64("seeds", 0, "look for each within `N` seeds; 0: as many as it states")
+	update := flag.Bool("update", false, "search each from seed 1 on, and write the seed that finds it into its text")
 	jobs := flag.Int("j", 2, "run `N` at a time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	found, err := run(ctx, *only, *seeds, *jobs)
+	found, err := run(ctx, *only, *seeds, *jobs, *update)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(2)
@@ -41,7 +43,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, only string, seeds uint64, jobs int) (found bool, err error) {
+func run(ctx context.Context, only string, seeds uint64, jobs int, update bool) (found bool, err error) {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return false, err
@@ -70,7 +72,13 @@ func run(ctx context.Context, only string, seeds uint64, jobs int) (found bool, 
 				fmt.Printf("%-32s not yet: %s\n", m.Name, m.NotYet)
 				return nil
 			}
+			if update {
+				m.Seed = 0
+			}
 			r, err := runner.Find(ctx, m, n)
+			if err == nil && update && r.Seed != 0 {
+				err = m.Note(root, r.Seed)
+			}
 			if err != nil {
 				missed[i] = true
 				fmt.Printf("%-32s %v\n", m.Name, err)

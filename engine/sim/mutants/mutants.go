@@ -14,6 +14,7 @@
 //
 //	finds: I2, the invariant that is to catch it
 //	seeds: 100
+//	seed: 17
 //	file: engine/checkpoint.go
 //	--- old
 //	whole lines of the file, which stand there exactly once
@@ -21,8 +22,9 @@
 //	what replaces them
 //	--- end
 //
-// There may be several pairs, of several files. One that cannot be tried yet, or
-// is not found, has a line `not yet: REASON`.
+// There may be several pairs, of several files. seed is where it was found last, and is tried first: it saves
+// the search for as long as the simulator stays as it is, and `go run ./scripts/mutants -update` writes it anew.
+// A mutation that cannot be tried yet, or is not found, has a line `not yet: REASON`.
 package mutants
 
 import (
@@ -41,6 +43,7 @@ type Mutation struct {
 	Name, Title string
 	Finds       string // the invariant that is to catch it
 	Seeds       uint64 // within which it has to be found
+	Seed        uint64 // with which it was found last; 0: not known
 	NotYet      string // why it cannot be tried; "": it can
 	Edits       []Edit
 }
@@ -102,6 +105,8 @@ func parse(name, text string) (*Mutation, error) {
 			m.NotYet = value
 		case key == "seeds":
 			m.Seeds, err = strconv.ParseUint(value, 10, 32)
+		case key == "seed":
+			m.Seed, err = strconv.ParseUint(value, 10, 32)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("mutation %s, line %d: %w", name, i+1, err)
@@ -111,6 +116,28 @@ func parse(name, text string) (*Mutation, error) {
 		return nil, fmt.Errorf("mutation %s lacks its title, what finds it, seeds or text, or an end", name)
 	}
 	return m, nil
+}
+
+// Note writes the seed with which the mutation was found into its text.
+func (m *Mutation) Note(root string, seed uint64) error {
+	path := filepath.Join(root, Dir, m.Name+".txt")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var out strings.Builder
+	head := true // the text of the edits stays as it is
+	for line := range strings.SplitAfterSeq(string(b), "\n") {
+		head = head && !strings.HasPrefix(line, "--- ")
+		if head && strings.HasPrefix(line, "seed: ") {
+			continue
+		}
+		out.WriteString(line)
+		if head && strings.HasPrefix(line, "seeds: ") {
+			fmt.Fprintf(&out, "seed: %d\n", seed)
+		}
+	}
+	return os.WriteFile(path, []byte(out.String()), 0o644)
 }
 
 // Apply returns the changed files by their paths below root. Text that does not stand in its file exactly once

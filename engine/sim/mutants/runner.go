@@ -32,13 +32,13 @@ type Result struct {
 	*Mutation
 	Seed    uint64   // at which it was found; 0: it was not
 	Failure string   // what the simulator said
-	Ran     uint64   // seeds
+	Ran     uint64   // the last seed, where none was found
 	Broken  []uint64 // seeds with which the simulator fails as it is: they count for nothing
 	Build   time.Duration
 	Run     time.Duration
 }
 
-// Find runs a mutation with so many seeds from 1 on, until it is found.
+// Find runs a mutation with the seed that it names, and then with so many from 1 on, until it is found.
 func (r *Runner) Find(ctx context.Context, m *Mutation, seeds uint64) (*Result, error) {
 	began := time.Now()
 	bin, err := r.build(ctx, m)
@@ -49,27 +49,37 @@ func (r *Runner) Find(ctx context.Context, m *Mutation, seeds uint64) (*Result, 
 	out := &Result{Mutation: m, Build: time.Since(began)}
 	began = time.Now()
 	defer func() { out.Run = time.Since(began) }()
-	for first := uint64(1); first <= seeds; {
-		seed, failure, err := r.run(ctx, bin, first, seeds-first+1)
+	if m.Seed != 0 {
+		if err := r.search(ctx, bin, m.Seed, m.Seed, out); err != nil || out.Seed != 0 {
+			return out, err
+		}
+	}
+	return out, r.search(ctx, bin, 1, seeds, out)
+}
+
+// search runs the seeds from first to last, until one fails with the mutation alone.
+func (r *Runner) search(ctx context.Context, bin string, first, last uint64, out *Result) error {
+	for first <= last {
+		seed, failure, err := r.run(ctx, bin, first, last-first+1)
 		if err != nil {
-			return nil, fmt.Errorf("mutation %s: %w", m.Name, err)
+			return fmt.Errorf("mutation %s: %w", out.Name, err)
 		}
 		if seed == 0 {
 			break
 		}
 		without, err := r.withoutIt(ctx, seed)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if without == 0 {
-			out.Seed, out.Failure, out.Ran = seed, failure, seed
-			return out, nil
+			out.Seed, out.Failure = seed, failure
+			return nil
 		}
 		out.Broken = append(out.Broken, seed)
 		first = seed + 1
 	}
-	out.Ran = seeds
-	return out, nil
+	out.Ran = last
+	return nil
 }
 
 // build makes the simulator with a mutation, or as it is.
