@@ -32,8 +32,9 @@ type World struct {
 	running     *task // whose turn it is; nil: the world's own
 	focus       int64 // where clients write most
 	writes      uint64
-	former      [8]clientOp // some writes, to be made again
-	quiet       bool        // nothing is broken any more
+	hurt        map[[2]int64]int // payloads damaged on the wire, by mirror and offset
+	former      [8]clientOp      // some writes, to be made again
+	quiet       bool             // nothing is broken any more
 
 	oracle   *oracle
 	coverage *Coverage
@@ -56,7 +57,7 @@ func New(seed uint64, coverage *Coverage, pool *Pool) *World {
 		pool = &Pool{}
 	}
 	pool.pages.Reset()
-	w := &World{pool: &pool.pages, idle: pool, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x73696d)), clock: time.Unix(1e9, 0), coverage: coverage}
+	w := &World{pool: &pool.pages, idle: pool, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x73696d)), clock: time.Unix(1e9, 0), coverage: coverage, hurt: map[[2]int64]int{}}
 	w.trace.digest = fnv.New64a()
 	w.setup = newSetup(w.rng)
 	w.oracle = newOracle(w)
