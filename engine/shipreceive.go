@@ -102,7 +102,7 @@ func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got wire.Has
 	if tries > ship.MaxTries {
 		return s.mismatchLocked(rec, it, got)
 	}
-	if epoch, ok := s.core.MayShip(); kept && ok && epoch != 0 {
+	if kept && s.core.Doomable() { // also while nothing is shipped: the epoch must not be committed without it
 		it.tries, it.follow = tries, 0
 		s.again = append(s.again, it)
 		// Readers may wait for the very memory that it holds.
@@ -111,6 +111,7 @@ func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got wire.Has
 		return nil
 	}
 	it.buf.release()
+	s.core.Spoil() // no epoch is complete without it
 	s.dirtyLocked(rec)
 	return nil
 }
