@@ -307,7 +307,7 @@ func (m *mirrorNode) lookup(number uint64) *cut {
 // durable is what a mirror would hold of a page after the worst crash.
 func (m *mirrorNode) durable(page uint64) content {
 	switch {
-	case m.shows != nil && !m.exempt(page):
+	case m.shows != nil && !in(page, m.facts.Holes): // of a hole it has what its disk has
 		return m.shows.pages[page]
 	case m.disk.Settled(page):
 		return m.disk.PageID(page)
