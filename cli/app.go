@@ -65,6 +65,8 @@ func (a *app) commands() []*cli.Command {
 		a.serveCommand(),
 		a.statusCommand(),
 		a.cutCommand(),
+		a.verifyCommand(),
+		a.repairCommand(),
 		a.pauseCommand(),
 		a.resumeCommand(),
 		a.rebuildCommand(),

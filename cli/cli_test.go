@@ -89,6 +89,9 @@ func TestMisuseExitsWith2AndPointsAtHelp(t *testing.T) {
 		{"serve --volume a=b --block-size a=5000", "power of two", "serve --help"},
 		{"serve --volume a=b --on-staging-full a=drop", "hold or bulk", "serve --help"},
 		{"serve --volume a=b --on-reboot a=x", "compare or trust", "serve --help"},
+		{"serve --volume a=b --verify-writes a=on", "off or readback", "serve --help"},
+		{"serve --volume a=b --on-mismatch a=stop", "continue or freeze", "serve --help"},
+		{"serve --volume a=b --on-mismatch freeze", "NAME=continue|freeze", "serve --help"},
 		{"serve --volume a=b --role a=x", "primary or mirror", "serve --help"},
 		{"serve --volume a=b --staging-limit a=0", "leave it away", "serve --help"},
 		{"cut", "VOLUME is missing", "cut --help"},
@@ -99,6 +102,19 @@ func TestMisuseExitsWith2AndPointsAtHelp(t *testing.T) {
 		{"pause", "VOLUME is missing", "pause --help"},
 		{"resume a --overwrite-mirror", "needs a value", "resume --help"},
 		{"rebuild", "VOLUME is missing", "rebuild --help"},
+		{"verify", "VOLUME is missing", "verify --help"},
+		{"verify a b", `unexpected argument "b"`, "verify --help"},
+		{"verify a/b", "letters, digits", ""},
+		{"verify a --mirror", "needs a value", "verify --help"},
+		{"verify a --rate fast", "bytes a second", "verify --help"},
+		{"verify a --rate 0", "leave the flag away", "verify --help"},
+		{"verify a --all", "unknown flag --all", "verify --help"},
+		{"verfy a", "did you mean verify?", "blkmirror --help"},
+		{"repair", "VOLUME is missing", "repair --help"},
+		{"repair a b", `unexpected argument "b"`, "repair --help"},
+		{"repair a/b", "letters, digits", ""},
+		{"repair a --mirror=", "needs a value that is not empty", "repair --help"},
+		{"repair a --rate 1M", "unknown flag --rate", "repair --help"},
 		{"status --json --check", "only one of", "status --help"},
 		{"status --max-lag 5s", "goes with --check", "status --help"},
 		{"status --check --max-lag 0s", "more than 0", "status --help"},
@@ -163,7 +179,8 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for _, args := range []string{"--help", "-h", "help", "sync --help", "help sync", "sync a b c d --help", "sync --nothing", "bench --help",
-		"help bench sync", "bench live -h", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h", "cut -h", "pause -h", "resume -h", "rebuild -h"} {
+		"help bench sync", "bench live -h", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h", "cut -h", "pause -h", "resume -h", "rebuild -h",
+		"verify -h", "help repair"} {
 		got := call(t, strings.Fields(args)...)
 		if args == "sync --nothing" {
 			continue // no help, see above

@@ -17,9 +17,11 @@ func TestBashCompletion(t *testing.T) {
 		want string
 	}{
 		{"blkmirror s", "sync serve status"},
-		{"blkmirror re", "resume rebuild"},
+		{"blkmirror re", "repair resume rebuild"},
+		{"blkmirror verify db --", "--control --state --mirror --rate --json --help"},
+		{"blkmirror repair db --d", "--dry-run"},
 		{"blkmirror cut db --w", "--wait"},
-		{"blkmirror serve --on", "--on-staging-full --on-reboot"},
+		{"blkmirror serve --on", "--on-staging-full --on-reboot --on-mismatch"},
 		{"blkmirror --v", "--version"},
 		{"blkmirror sync --st", "--state"},
 		{"blkmirror sync a b --n", "--no-compress"},

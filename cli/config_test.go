@@ -52,6 +52,9 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 		{"block_size", volume("block_size = 5000"), "line 3: volume.a.block_size: \"5000\": give a power of two"},
 		{"on_staging_full", volume("on_staging_full = 'x'"), "line 3: volume.a.on_staging_full"},
 		{"on_reboot", volume("on_reboot = 'x'"), "line 3: volume.a.on_reboot"},
+		{"verify_writes", volume("verify_writes = 'yes'"), "line 3: volume.a.verify_writes: \"yes\": give off or readback"},
+		{"verify_writes as a truth", volume("verify_writes = true"), "line 3: volume.a.verify_writes: must be a text in quotes: off|readback"},
+		{"on_mismatch", volume("on_mismatch = 'stop'"), "line 3: volume.a.on_mismatch: \"stop\": give continue or freeze"},
 		{"staging_limit", volume("staging_limit = '10 miles'"), "line 3: volume.a.staging_limit"},
 		{"mirror as a text", volume("mirror = '127.0.0.1:1'"), "line 3: volume.a.mirror: must be tables [[volume.a.mirror]]"},
 		{"mirror without address", mirror("name = 'x'"), "line 5: volume.a.mirror: has no address"},
@@ -95,6 +98,8 @@ max_lag = '5m'
 block_size = '128KiB'
 on_staging_full = 'bulk'
 on_reboot = 'trust'
+verify_writes = 'readback'
+on_mismatch = 'freeze'
 staging_limit = '10GiB'
 [[volume.all.mirror]]
 address = '127.0.0.1:1'
@@ -114,10 +119,10 @@ path = 'r'
 	}
 	want := config{state: "s", listen: "l", control: "c", insecure: true, volumes: map[string]engine.VolumeConfig{
 		"all": {Path: "p", Role: "primary", Export: "unix:/run/x", Interval: 10 * time.Millisecond, MaxLag: 5 * time.Minute, BlockSize: 128 << 10,
-			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30,
+			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30, VerifyWrites: "readback", OnMismatch: "freeze",
 			Mirrors: []engine.MirrorConfig{{Name: "127.0.0.1:1", Address: "127.0.0.1:1"}, {Name: "east", Address: "[::1]:2"}}},
-		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare"},
-		"plain":   {Path: "r", Interval: time.Second, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare"},
+		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
+		"plain":   {Path: "r", Interval: time.Second, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
 	}}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{})); diff != "" {
 		t.Error(diff)
@@ -155,6 +160,8 @@ max_lag = '5m'
 block_size = '4K'
 on_staging_full = 'bulk'
 on_reboot = 'trust'
+verify_writes = 'readback'
+on_mismatch = 'freeze'
 staging_limit = '1G'
 [[volume.a.mirror]]
 address = '127.0.0.1:1'
@@ -163,7 +170,7 @@ address = '127.0.0.1:2'
 `)}
 	flags := parseServe(t, serveFlags{state: "s", insecure: true, insecureSet: true}, "--mirror", "a=127.0.0.1:1", "--volume", "a=p,=q", "--role", "a=mirror",
 		"--export", "a=tcp:127.0.0.1:1", "--interval", "a=0", "--mode", "a=async", "--max-lag", "a=5m", "--block-size", "a=4K",
-		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--mirror", "a=127.0.0.1:2")
+		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--verify-writes", "a=readback", "--on-mismatch", "a=freeze", "--mirror", "a=127.0.0.1:2")
 	if len(flags.volumes) != len(volumeSettings)+1 {
 		t.Errorf("%d of %d settings are compared", len(flags.volumes)-1, len(volumeSettings))
 	}

@@ -17,7 +17,8 @@ interrupted goes on where it stopped.
 
 const exitCodes = `Exit codes:
   0 done   1 other error, interrupted   2 usage   3 network   4 authentication
-  5 integrity: a mismatch that retries did not clear   6 device, state directory or journal
+  5 integrity: a mismatch that retries did not clear, or that verify found
+  6 device, state directory or journal
   7 refused by state: in use, mounted, too small, unknown volume; status --check: needs a look
 `
 

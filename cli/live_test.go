@@ -15,6 +15,9 @@ import (
 	"github.com/blkmirror/blkmirror/engine"
 )
 
+// lines are an answer of several JSON objects.
+type lines []any
+
 // fakeDaemon answers on a control socket what a test wants.
 func fakeDaemon(t *testing.T, answer func(r *http.Request) (code int, body any)) string {
 	t.Helper()
@@ -26,6 +29,12 @@ func fakeDaemon(t *testing.T, answer func(r *http.Request) (code int, body any))
 	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		code, body := answer(r)
 		w.WriteHeader(code)
+		if all, ok := body.(lines); ok {
+			for _, line := range all {
+				json.NewEncoder(w).Encode(line)
+			}
+			return
+		}
 		json.NewEncoder(w).Encode(body)
 	})}
 	served := make(chan struct{})
@@ -71,7 +80,7 @@ func TestErrorsOfTheDaemonKeepTheirExitCode(t *testing.T) {
 			t.Errorf("%s: says %q", kind, got.stderr)
 		}
 	}
-	for _, command := range []string{"cut", "pause", "resume", "rebuild"} {
+	for _, command := range []string{"cut", "pause", "resume", "rebuild", "verify", "repair"} {
 		if got := call(t, command, "db", "--control", filepath.Join(t.TempDir(), "no.sock")); got.code != exitNetwork || !strings.Contains(got.stderr, "no.sock") {
 			t.Errorf("%s without a daemon: %+v", command, got)
 		}
@@ -113,6 +122,10 @@ func TestStatusView(t *testing.T) {
 	s.Volumes[1].State, s.Volumes[1].Error, s.Volumes[1].Next = "failed", "the journal is damaged", "run rebuild"
 	s.Volumes[0].Mirrors[1].State, s.Volumes[0].Mirrors[1].Reason = "connecting", "it does not answer"
 	s.Volumes[0].Mirrors[1].Holes = 2
+	s.Volumes[0].Mirrors[1].Mismatches = engine.MismatchCounts{Wire: 3, Mirror: 1}
+	cause := engine.ReadOnlyCause{Reason: "a block differs after 3 tries", Class: "payload", Blocks: []int64{5, 9}, Since: "2026-01-02T03:04:05Z"}
+	s.Volumes[0].Mirrors[0].State, s.Volumes[0].Mirrors[0].ReadOnly, s.Volumes[0].Mirrors[0].Reason = "read-only", &cause, cause.Reason
+	s.Volumes[1].ReadOnly = &engine.ReadOnlyCause{Reason: "other bytes were read back", Class: "mirror-device", Blocks: []int64{5}, Since: "2026-01-02T03:04:06Z"}
 	var b bytes.Buffer
 	printStatus(&b, s, time.Date(2026, 1, 2, 3, 5, 10, 0, time.UTC))
 	want := `node alpha, blkmirror v1, listening on 127.0.0.1:7417
@@ -124,15 +137,21 @@ disk    ok      idle     3.00 GiB  -      /d.img
 
 db: export unix:/run/db.sock, async, read 5.00 MiB, written 7.00 MiB
   MIRROR  STATE       LAG     BYTES     COMMITTED  NEEDS     STAGED  SHIPPED   ON THE WIRE  ADDRESS
-  east    connected   0.42 s  3.00 MiB  811        4.00 MiB  0 B     6.00 GiB  2.00 GiB     127.0.0.1:7418
+  east    read-only   0.42 s  3.00 MiB  811        4.00 MiB  0 B     6.00 GiB  2.00 GiB     127.0.0.1:7418
   west    connecting  22.0 s  1.00 GiB  790        0 B       0 B     0 B       0 B          127.0.0.1:7419
+  east is read-only since 2026-01-02T03:04:05Z: a block differs after 3 tries (class payload, 2 blocks, the first is 5)
+  next: run ` + "`blkmirror repair db`" + `
   west is connecting: it does not answer
+  west: checksums that did not match: 3 for the connection, 0 for the primary, 1 for the mirror
   west has 2 holes: pages that could not be read here
   west: last disconnect 1m5s ago: reset: connection reset by peer
   next: see the log of the other side; a firewall or a crash resets connections
 
 copy: the journal is damaged
   next: run rebuild
+
+copy: read-only since 2026-01-02T03:04:06Z: other bytes were read back (class mirror-device, block 5)
+  next: run ` + "`blkmirror repair copy`" + ` at the primary
 
 copy: holds cut 5
   PRIMARY  STATE      LAG     BYTES  COMMITTED  NEEDS  STAGED  SHIPPED  ON THE WIRE  ADDRESS
@@ -163,6 +182,9 @@ func TestStatusCheck(t *testing.T) {
 		{"read-only", func(s *engine.Status) {
 			s.Volumes[1].State, s.Volumes[1].ReadOnly = "read-only", &engine.ReadOnlyCause{Reason: "block 5 differs"}
 		}, "", 7, "copy: read-only: block 5 differs"},
+		{"mirror read-only and away", func(s *engine.Status) {
+			s.Volumes[0].Mirrors[0].State, s.Volumes[0].Mirrors[0].ReadOnly = "connecting", &engine.ReadOnlyCause{Reason: "block 5 differs"}
+		}, "", 7, "db: mirror east is read-only: block 5 differs"},
 		{"holes", func(s *engine.Status) { s.Volumes[0].Mirrors[0].Holes = 3 }, "", 7, "db: mirror east has 3 holes"},
 		{"two things", func(s *engine.Status) { s.Volumes[0].Unproven, s.Volumes[2].State = true, "failed" }, "", 7, "; disk: failed"},
 		{"no primary yet", func(s *engine.Status) { s.Volumes[1].Primary = nil }, "", 7, "copy: no primary has come yet"},
@@ -230,5 +252,19 @@ func TestStatusWatch(t *testing.T) {
 	a.stdout = &output{w: writerFunc(func([]byte) {}), err: errors.New("no reader")}
 	if err := a.watchStatus(t.Context(), control, ""); err != nil { // Main tells the write error
 		t.Error(err)
+	}
+}
+
+// A mirror that is read-only tells its reason once.
+func TestStatusViewOfAReadOnlyMirror(t *testing.T) {
+	s := healthy()
+	v := &s.Volumes[1]
+	v.State, v.Error, v.Next = "read-only", "block 5 differs", "repair it"
+	v.ReadOnly = &engine.ReadOnlyCause{Reason: "block 5 differs", Class: "payload", Since: "2026-01-02T03:04:05Z"}
+	var b bytes.Buffer
+	printStatus(&b, s, time.Now())
+	want := "\ncopy: read-only since 2026-01-02T03:04:05Z: block 5 differs (class payload)\n  next: run `blkmirror repair copy` at the primary\n"
+	if !strings.Contains(b.String(), want) || strings.Count(b.String(), "block 5 differs") != 1 {
+		t.Error(b.String())
 	}
 }

@@ -10,8 +10,6 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/sys/unix"
-
-	"github.com/blkmirror/blkmirror/engine"
 )
 
 const (
@@ -20,27 +18,34 @@ const (
 	rateWindow   = 10 * time.Second // rates are averaged over this much of the past
 )
 
-// progressView shows a sync under way on standard error: a bar on a terminal, else a line now and then.
+// figures are what a view shows of the work at a moment.
+type figures struct {
+	size, done int64  // bytes; size 0: not known yet
+	moved      int64  // bytes of which the speed is told
+	more       string // what is told behind the speed
+}
+
+// progressView shows work under way on standard error: a bar on a terminal, else a line now and then.
 type progressView struct {
 	warnings io.Writer // where a warning does not break the bar
 	end      chan struct{}
 	ended    sync.WaitGroup
 }
 
-// startProgress starts one goroutine, which stop ends.
-func (a *app) startProgress(p *engine.Progress, f syncFlags) *progressView {
+// startProgress starts one goroutine, which stop ends; none where nothing is to be shown.
+func (a *app) startProgress(read func() figures, quiet bool) *progressView {
 	v := &progressView{warnings: a.stderr, end: make(chan struct{})}
-	switch terminal := isTerminal(a.stderr); {
-	case f.quiet || f.json && !terminal:
-	case terminal:
+	switch {
+	case quiet:
+	case isTerminal(a.stderr):
 		bars := mpb.New(mpb.WithOutput(a.stderr), mpb.WithRefreshRate(barInterval), mpb.WithWidth(32))
 		v.warnings = bars
-		v.ended.Go(func() { v.showBar(bars, p) })
+		v.ended.Go(func() { v.showBar(bars, read) })
 	default:
 		ticker := time.NewTicker(lineInterval)
 		v.ended.Go(func() {
 			defer ticker.Stop()
-			v.showLines(a.stderr, p, ticker.C)
+			v.showLines(a.stderr, read, ticker.C)
 		})
 	}
 	return v
@@ -55,20 +60,21 @@ func (v *progressView) warn(text string) {
 	fmt.Fprintf(v.warnings, "%s: warning: %s\n", name, text)
 }
 
-func (v *progressView) showLines(w io.Writer, p *engine.Progress, ticks <-chan time.Time) {
+func (v *progressView) showLines(w io.Writer, read func() figures, ticks <-chan time.Time) {
 	m := newMeter()
 	for {
 		select {
 		case <-v.end:
 			return
 		case now := <-ticks:
-			m.add(now, p.Scanned.Load())
-			fmt.Fprintf(w, "%s: %s of %s, %s\n", name, percent(done(p), p.Size.Load()), formatBytes(p.Size.Load()), m.describe(p))
+			f := read()
+			m.add(now, f.moved)
+			fmt.Fprintf(w, "%s: %s of %s, %s\n", name, percent(f.done, f.size), formatBytes(f.size), m.describe(f))
 		}
 	}
 }
 
-func (v *progressView) showBar(bars *mpb.Progress, p *engine.Progress) {
+func (v *progressView) showBar(bars *mpb.Progress, read func() figures) {
 	m := newMeter()
 	var text sync.Map // the decorators run on the library's goroutine
 	show := func(key string) decor.Decorator {
@@ -89,35 +95,33 @@ func (v *progressView) showBar(bars *mpb.Progress, p *engine.Progress) {
 			bars.Wait()
 			return
 		case now := <-ticker.C:
-			size := p.Size.Load()
-			if size == 0 {
+			f := read()
+			if f.size == 0 {
 				continue
 			}
-			m.add(now, p.Scanned.Load())
-			bar.SetTotal(size, false)
-			bar.SetCurrent(done(p))
-			text.Store("left", percent(done(p), size))
-			text.Store("right", m.describe(p))
+			m.add(now, f.moved)
+			bar.SetTotal(f.size, false)
+			bar.SetCurrent(f.done)
+			text.Store("left", percent(f.done, f.size))
+			text.Store("right", m.describe(f))
 		}
 	}
 }
 
-func done(p *engine.Progress) int64 { return p.Scanned.Load() + p.Resumed.Load() }
-
-// meter tells the rate over the last while. What an earlier run confirmed counts as done, not as speed.
+// meter tells the rate over the last while.
 type meter struct {
 	samples []sample
 }
 
 type sample struct {
-	at      time.Time
-	scanned int64
+	at    time.Time
+	moved int64
 }
 
 func newMeter() *meter { return &meter{samples: []sample{{at: time.Now()}}} }
 
-func (m *meter) add(now time.Time, scanned int64) {
-	m.samples = append(m.samples, sample{now, scanned})
+func (m *meter) add(now time.Time, moved int64) {
+	m.samples = append(m.samples, sample{now, moved})
 	for len(m.samples) > 2 && now.Sub(m.samples[0].at) > rateWindow {
 		m.samples = m.samples[1:]
 	}
@@ -128,16 +132,15 @@ func (m *meter) rate() float64 {
 		return 0
 	}
 	first, last := m.samples[0], m.samples[len(m.samples)-1]
-	return float64(last.scanned-first.scanned) / last.at.Sub(first.at).Seconds()
+	return float64(last.moved-first.moved) / last.at.Sub(first.at).Seconds()
 }
 
-func (m *meter) describe(p *engine.Progress) string {
+func (m *meter) describe(f figures) string {
 	eta := "ETA unknown"
 	if r := m.rate(); r > 0 {
-		eta = "ETA " + (time.Duration(float64(p.Size.Load()-done(p))/r) * time.Second).String()
+		eta = "ETA " + (time.Duration(float64(f.size-f.done)/r) * time.Second).String()
 	}
-	return fmt.Sprintf("%s/s, %s, shipped %s, skipped %s, zero %s", formatBytes(int64(m.rate())), eta,
-		formatBytes(p.Shipped.Load()), formatBytes(p.Skipped.Load()), formatBytes(p.Zero.Load()))
+	return fmt.Sprintf("%s/s, %s%s", formatBytes(int64(m.rate())), eta, f.more)
 }
 
 // isTerminal tells whether a bar can be drawn: some pseudo-terminals are no columns wide.

@@ -34,12 +34,15 @@ var volumeSettings = []*setting{
 	{key: "block_size", flag: "block-size", value: "BYTES", usage: "hash blocks of that size, 4K to 1M; of a new volume (default 64K)", number: true, set: setBlockSize},
 	{key: "on_staging_full", flag: "on-staging-full", value: "hold|bulk", usage: "a mirror without room keeps its last cut, or is overwritten in place (default hold)", set: setOnStagingFull},
 	{key: "on_reboot", flag: "on-reboot", value: "compare|trust", usage: "whether a disk is compared with its index after a reboot (default compare)", set: setOnReboot},
+	{key: "verify_writes", flag: "verify-writes", value: "off|readback", usage: "whether a mirror reads back and compares what it wrote to its disk (default off)", set: setVerifyWrites},
+	{key: "on_mismatch", flag: "on-mismatch", value: "continue|freeze", usage: "while a mirror is read-only after a mismatch, take writes, or refuse them (default continue)", set: setOnMismatch},
 	{key: "staging_limit", flag: "staging-limit", value: "BYTES", usage: "room for staging at a mirror (default 80 % of what is free)", number: true, set: setStagingLimit},
 }
 
 // newVolume is a volume of which nothing was said yet. What is zero in it is for the engine to choose.
 func newVolume() engine.VolumeConfig {
-	return engine.VolumeConfig{Interval: engine.DefaultInterval, MaxLag: engine.DefaultMaxLag, OnStagingFull: "hold", OnReboot: "compare"}
+	return engine.VolumeConfig{Interval: engine.DefaultInterval, MaxLag: engine.DefaultMaxLag, OnStagingFull: "hold", OnReboot: "compare",
+		VerifyWrites: "off", OnMismatch: "continue"}
 }
 
 func findSetting(key string) *setting {
@@ -98,6 +101,16 @@ func setOnStagingFull(c *engine.VolumeConfig, text string) error {
 func setOnReboot(c *engine.VolumeConfig, text string) error {
 	c.OnReboot = text
 	return oneOf(text, "compare", "trust")
+}
+
+func setVerifyWrites(c *engine.VolumeConfig, text string) error {
+	c.VerifyWrites = text
+	return oneOf(text, "off", "readback")
+}
+
+func setOnMismatch(c *engine.VolumeConfig, text string) error {
+	c.OnMismatch = text
+	return oneOf(text, "continue", "freeze")
 }
 
 func oneOf(text string, words ...string) error {

@@ -161,6 +161,8 @@ func troubles(v engine.VolumeStatus, maxLag time.Duration) []string {
 	limit := firstDuration(maxLag, time.Duration(v.MaxLag*float64(time.Second)), engine.DefaultMaxLag).Seconds()
 	for _, m := range v.Mirrors {
 		switch {
+		case m.ReadOnly != nil:
+			add("mirror %s is read-only%s", cmp.Or(m.Name, m.Node), because(m.ReadOnly.Reason))
 		case m.State != "connected" && m.State != "catching-up":
 			add("mirror %s is %s%s", cmp.Or(m.Name, m.Node), m.State, because(m.Reason))
 		case m.LagSeconds > limit:

@@ -38,17 +38,32 @@ func printStatus(w io.Writer, s engine.Status, now time.Time) {
 func isLive(v engine.VolumeStatus) bool { return v.Role == "primary" || v.Role == "mirror" }
 
 func printTrouble(w io.Writer, v engine.VolumeStatus) {
-	if v.Error != "" {
+	r := v.ReadOnly
+	if v.Error != "" && (r == nil || v.Error != r.Reason) { // not twice
 		fmt.Fprintf(w, "\n%s: %s\n", v.Name, v.Error)
 		printNext(w, v.Next)
 	}
-	if r := v.ReadOnly; r != nil {
-		fmt.Fprintf(w, "\n%s: read-only since %s: %s", v.Name, r.Since, r.Reason)
-		if len(r.Blocks) > 0 {
-			fmt.Fprintf(w, " (%d blocks, the first is %d)", len(r.Blocks), r.Blocks[0])
+	if r != nil {
+		fmt.Fprintf(w, "\n%s: %s\n", v.Name, readOnly(r))
+		next := fmt.Sprintf("run `%s repair %s`", name, v.Name)
+		if v.Role == "mirror" {
+			next += " at the primary"
 		}
-		fmt.Fprintln(w)
+		printNext(w, next)
 	}
+}
+
+// readOnly says why a volume or a mirror is read-only.
+func readOnly(r *engine.ReadOnlyCause) string {
+	text := fmt.Sprintf("read-only since %s: %s (class %s", r.Since, r.Reason, r.Class)
+	switch len(r.Blocks) {
+	case 0:
+	case 1:
+		text += fmt.Sprintf(", block %d", r.Blocks[0])
+	default:
+		text += fmt.Sprintf(", %d blocks, the first is %d", len(r.Blocks), r.Blocks[0])
+	}
+	return text + ")"
 }
 
 func printNext(w io.Writer, next string) {
@@ -89,10 +104,10 @@ func printLive(w io.Writer, v engine.VolumeStatus, now time.Time) {
 		fmt.Fprintf(w, "  no %s\n", strings.ToLower(what))
 		return
 	}
-	printPeers(w, what, peers, now)
+	printPeers(w, v.Name, what, peers, now)
 }
 
-func printPeers(w io.Writer, what string, peers []engine.MirrorStatus, now time.Time) {
+func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "  %s\tSTATE\tLAG\tBYTES\tCOMMITTED\tNEEDS\tSTAGED\tSHIPPED\tON THE WIRE\tADDRESS\n", what)
 	for _, m := range peers {
@@ -101,8 +116,16 @@ func printPeers(w io.Writer, what string, peers []engine.MirrorStatus, now time.
 	}
 	t.Flush()
 	for _, m := range peers {
-		if m.Reason != "" {
+		if r := m.ReadOnly; r != nil {
+			fmt.Fprintf(w, "  %s is %s\n", cmp.Or(m.Name, m.Node), readOnly(r))
+			printNext(w, fmt.Sprintf("run `%s repair %s`", name, volume))
+		}
+		if m.Reason != "" && (m.ReadOnly == nil || m.Reason != m.ReadOnly.Reason) {
 			fmt.Fprintf(w, "  %s is %s: %s\n", cmp.Or(m.Name, m.Node), m.State, m.Reason)
+		}
+		if c := m.Mismatches; c != (engine.MismatchCounts{}) {
+			fmt.Fprintf(w, "  %s: checksums that did not match: %d for the connection, %d for the primary, %d for the mirror\n",
+				cmp.Or(m.Name, m.Node), c.Wire, c.Source, c.Mirror)
 		}
 		if m.RoomMissing > 0 {
 			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", cmp.Or(m.Name, m.Node), formatBytes(m.RoomMissing))

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -69,7 +68,7 @@ func (a *app) sync(ctx context.Context, source, target string, f syncFlags) erro
 		return err
 	}
 	o.Progress = new(engine.Progress)
-	view := a.startProgress(o.Progress, f)
+	view := a.startProgress(func() figures { return syncFigures(o.Progress) }, f.quiet || f.json && !isTerminal(a.stderr))
 	o.Warn = view.warn
 	report, err := engine.Sync(ctx, o)
 	view.stop()
@@ -84,6 +83,13 @@ func (a *app) sync(ctx context.Context, source, target string, f syncFlags) erro
 		return interruptedSync(o, o.Progress)
 	}
 	return err
+}
+
+// syncFigures counts what an earlier run confirmed as done, not as speed.
+func syncFigures(p *engine.Progress) figures {
+	scanned := p.Scanned.Load()
+	return figures{size: p.Size.Load(), done: scanned + p.Resumed.Load(), moved: scanned,
+		more: fmt.Sprintf(", shipped %s, skipped %s, zero %s", formatBytes(p.Shipped.Load()), formatBytes(p.Skipped.Load()), formatBytes(p.Zero.Load()))}
 }
 
 func (f *syncFlags) options(source, target string) (engine.SyncOptions, error) {
@@ -127,9 +133,7 @@ func (a *app) printReport(r engine.Report, err error) {
 	if err != nil {
 		failed.Error = err.Error()
 	}
-	e := json.NewEncoder(a.stdout)
-	e.SetEscapeHTML(false)
-	e.Encode(failed) // a failed write is kept by a.stdout
+	a.printLine(failed)
 }
 
 func (a *app) printSummary(r engine.Report) {
@@ -158,14 +162,14 @@ func (a *app) printSummary(r engine.Report) {
 }
 
 func interruptedSync(o engine.SyncOptions, p *engine.Progress) error {
-	done, size := p.Scanned.Load()+p.Resumed.Load(), p.Size.Load()
+	at := syncFigures(p)
 	e := &interruptedError{
 		text: fmt.Sprintf("sync %s to %s: interrupted before it began", o.Source, o.Target),
 		next: "run the same command again",
 	}
-	if size > 0 {
+	if at.size > 0 {
 		e.text = fmt.Sprintf("sync %s to %s: interrupted at %s of %s (%s)", o.Source, o.Target,
-			formatBytes(done), formatBytes(size), percent(done, size))
+			formatBytes(at.done), formatBytes(at.size), percent(at.done, at.size))
 		if !o.DryRun {
 			e.next += ": it goes on from there"
 		}

@@ -79,15 +79,17 @@ func TestProgressLines(t *testing.T) {
 	p.Scanned.Store(10 << 20)
 	p.Shipped.Store(4 << 20)
 	m.add(time.Unix(5, 0), p.Scanned.Load())
-	if got, want := m.describe(&p), "2.00 MiB/s, ETA 20s, shipped 4.00 MiB, skipped 0 B, zero 0 B"; got != want {
+	if got, want := m.describe(syncFigures(&p)), "2.00 MiB/s, ETA 20s, shipped 4.00 MiB, skipped 0 B, zero 0 B"; got != want {
 		t.Errorf("%q instead of %q", got, want)
 	}
-	if done(&p) != 60<<20 {
-		t.Errorf("done %d", done(&p))
+	if f := syncFigures(&p); f.done != 60<<20 {
+		t.Errorf("done %d", f.done)
 	}
 	ticks, lines := make(chan time.Time), make(chan string)
 	v := &progressView{end: make(chan struct{})}
-	v.ended.Go(func() { v.showLines(writerFunc(func(b []byte) { lines <- string(b) }), &p, ticks) })
+	v.ended.Go(func() {
+		v.showLines(writerFunc(func(b []byte) { lines <- string(b) }), func() figures { return syncFigures(&p) }, ticks)
+	})
 	ticks <- time.Now()
 	if line := <-lines; !strings.HasPrefix(line, "blkmirror: 60.0 % of 100 MiB, ") {
 		t.Errorf("line %q", line)

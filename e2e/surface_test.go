@@ -98,6 +98,21 @@ func TestStatusAndInspect(t *testing.T) {
 	blkmirror(t, "inspect", filepath.Join(p.dir, "none")).fails(t, 6)
 }
 
+// Only a primary can compare and repair: any other node says where to ask.
+func TestVerifyAndRepairAreForThePrimary(t *testing.T) {
+	p := newPair(t, mib)
+	s := serve(t, p.state, "v="+p.dst)
+	for _, command := range []string{"verify", "repair"} {
+		for _, flags := range [][]string{nil, {"--json"}, {"--mirror", "127.0.0.1:7418"}} {
+			r := blkmirror(t, append([]string{command, "v", "--control", s.control}, flags...)...).fails(t, 7, "at the primary")
+			if r.stdout != "" {
+				t.Errorf("stdout: %s", r.stdout)
+			}
+		}
+		blkmirror(t, command, "w", "--control", s.control).fails(t, 7, "w")
+	}
+}
+
 func TestQuickstart(t *testing.T) {
 	before, err := filepath.Glob(filepath.Join(os.TempDir(), "blkmirror*"))
 	if err != nil {
@@ -138,7 +153,7 @@ try blkmirror completion b`
 }
 
 func TestVersionAndHelp(t *testing.T) {
-	for _, args := range [][]string{{"version"}, {"--version"}, {"help"}, {"--help"}, {"sync", "--help"}, {"help", "serve"}} {
+	for _, args := range [][]string{{"version"}, {"--version"}, {"help"}, {"--help"}, {"sync", "--help"}, {"help", "serve"}, {"verify", "--help"}, {"help", "repair"}} {
 		if r := mustRun(t, args...); r.stdout == "" || r.stderr != "" {
 			t.Errorf("%q: stdout %q, stderr %q", args, r.stdout, r.stderr)
 		}

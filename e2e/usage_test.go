@@ -27,7 +27,11 @@ func TestUsage(t *testing.T) {
 		"serve nothing":            {"serve", "--insecure", "--state", p.state},
 		"serve a nameless volume":  {"serve", "--insecure", "--state", p.state, "--volume", p.dst},
 		"volume given twice":       {"serve", "--insecure", "--state", p.state, "--volume", "v=" + p.dst, "--volume", "v=" + p.src},
-		"completion for no shell":  {"completion", "cmd"}, "inspect nothing": {"inspect"},
+		"odd verify_writes":        {"serve", "--insecure", "--state", p.state, "--volume", "v=" + p.dst, "--verify-writes", "v=always"},
+		"odd on_mismatch":          {"serve", "--insecure", "--state", p.state, "--volume", "v=" + p.dst, "--on-mismatch", "v=stop"},
+		"verify nothing":           {"verify"}, "verify two": {"verify", "v", "w"}, "verify at no rate": {"verify", "v", "--rate", "0"},
+		"repair nothing": {"repair"}, "repair an odd name": {"repair", "a b"}, "repair at a rate": {"repair", "v", "--rate", "1M"},
+		"completion for no shell": {"completion", "cmd"}, "inspect nothing": {"inspect"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := launch(t, nil, append([]string{plain}, args...)...).wait().fails(t, 2)
@@ -44,7 +48,8 @@ func TestUsage(t *testing.T) {
 func TestBadConfigFile(t *testing.T) {
 	p := newPair(t, mib)
 	file := filepath.Join(p.dir, "conf.toml")
-	for name, text := range map[string]string{"no TOML": "state = [", "unknown word": "insecure = true\nspeed = 5\n[volume.v]\npath = \"x\"\n"} {
+	for name, text := range map[string]string{"no TOML": "state = [", "unknown word": "insecure = true\nspeed = 5\n[volume.v]\npath = \"x\"\n",
+		"odd on_mismatch": "insecure = true\n[volume.v]\npath = \"x\"\non_mismatch = \"stop\"\n"} {
 		t.Run(name, func(t *testing.T) {
 			write(t, file, []byte(text))
 			blkmirror(t, "serve", "--config", file, "--state", p.state).fails(t, 2, file)
@@ -82,5 +87,8 @@ func TestTwoDaemonsOnOneState(t *testing.T) {
 func TestNoDaemon(t *testing.T) {
 	p := newPair(t, mib)
 	blkmirror(t, "status", "--control", filepath.Join(p.dir, "none.sock")).fails(t, 3, "none.sock")
+	for _, command := range []string{"verify", "repair"} {
+		blkmirror(t, command, "v", "--control", filepath.Join(p.dir, "none.sock")).fails(t, 3, "none.sock")
+	}
 	blkmirror(t, "sync", "--insecure", p.src, "blk://127.0.0.1:1/v").fails(t, 3, "127.0.0.1:1")
 }

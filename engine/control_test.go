@@ -19,6 +19,9 @@ type fakeLive struct {
 	calls chan string // nil: nobody looks
 	err   error
 	cutFn func(ctx context.Context, wait bool) (uint64, error)
+
+	verifyFn func(context.Context, VerifyOptions, func(CheckProgress)) ([]VerifyResult, error)
+	repairFn func(context.Context, RepairOptions, func(CheckProgress)) ([]RepairResult, error)
 }
 
 func (f *fakeLive) note(call string) error {
@@ -38,6 +41,12 @@ func (f *fakeLive) cut(ctx context.Context, wait bool) (uint64, error) {
 		return f.cutFn(ctx, wait)
 	}
 	return 8, f.note("cut")
+}
+func (f *fakeLive) verify(ctx context.Context, o VerifyOptions, tell func(CheckProgress)) ([]VerifyResult, error) {
+	return f.verifyFn(ctx, o, tell)
+}
+func (f *fakeLive) repair(ctx context.Context, o RepairOptions, tell func(CheckProgress)) ([]RepairResult, error) {
+	return f.repairFn(ctx, o, tell)
 }
 func (f *fakeLive) pause() error                  { return f.note("pause") }
 func (f *fakeLive) resume(overwrite string) error { return f.note("resume " + overwrite) }

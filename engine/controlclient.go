@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
@@ -67,39 +66,59 @@ func tellDaemon(ctx context.Context, control, path string, values url.Values) er
 // askDaemon sends one request and returns its answer, for which the daemon may take a while.
 func askDaemon[T any](ctx context.Context, control, method, path string, values url.Values, takes time.Duration) (T, error) {
 	var result T
-	client := http.Client{
-		Timeout: takes + controlTimeout,
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", control)
-		}},
+	client := http.Client{Timeout: takes + controlTimeout, Transport: controlTransport(control)}
+	resp, err := sendDaemon(ctx, control, method, path, values, &client)
+	if err != nil {
+		return result, err
 	}
-	fail := func(err error) (T, error) {
-		return *new(T), &Error{Kind: KindNetwork, Op: "ask daemon on", On: control, Err: err,
-			Next: "start `blkmirror serve`, or name its socket with --control or BLKMIRROR_CONTROL"}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, maxAnswer)).Decode(&result); err != nil {
+		return *new(T), daemonError(control, fmt.Errorf("its answer makes no sense: %w", err))
 	}
+	return result, nil
+}
+
+// controlTransport has one connection, to a control socket, for one request.
+func controlTransport(control string) *http.Transport {
+	return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", control)
+	}}
+}
+
+// sendDaemon sends one request. A refusal comes back as the error that the daemon told.
+func sendDaemon(ctx context.Context, control, method, path string, values url.Values, client *http.Client) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://control/"+path+"?"+values.Encode(), nil)
 	if err != nil {
-		return fail(err)
+		return nil, daemonError(control, err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fail(err)
+		return nil, daemonError(control, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	body := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, maxAnswer))
-	if resp.StatusCode != http.StatusOK {
-		var said controlError
-		if err := body.Decode(&said); err != nil || !slices.Contains(kindNames[:], said.Kind) {
-			return fail(fmt.Errorf("it answered %s", resp.Status))
-		}
-		return *new(T), &Error{Kind: Kind(slices.Index(kindNames[:], said.Kind)), Op: said.Op, On: said.On,
-			Err: errors.New(said.Error), Next: said.Next}
+	var said controlError
+	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, maxAnswer)).Decode(&said); err != nil || said.kind() < 0 {
+		return nil, daemonError(control, fmt.Errorf("it answered %s", resp.Status))
 	}
-	if err := body.Decode(&result); err != nil {
-		return fail(fmt.Errorf("its answer makes no sense: %w", err))
+	return nil, said.read(control)
+}
+
+// read makes an *Error of what the daemon told.
+func (c controlError) read(control string) error {
+	if c.kind() < 0 {
+		return daemonError(control, fmt.Errorf("it tells an error of unknown kind %q: %s", c.Kind, c.Error))
 	}
-	return result, nil
+	return &Error{Kind: c.kind(), Op: c.Op, On: c.On, Err: errors.New(c.Error), Next: c.Next}
+}
+
+// daemonError is for a daemon that does not answer, or not as one.
+func daemonError(control string, err error) error {
+	return &Error{Kind: KindNetwork, Op: "ask daemon on", On: control, Err: err,
+		Next: "start `blkmirror serve`, or name its socket with --control or BLKMIRROR_CONTROL"}
 }
 
 // Next is what a person can do about a disconnect of this class; "": nothing is known.

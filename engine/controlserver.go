@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -50,6 +51,8 @@ func (s *server) controlRequests() http.Handler {
 	mux.HandleFunc("POST /pause", s.command(func(v liveVolume, _ *http.Request) error { return v.pause() }))
 	mux.HandleFunc("POST /resume", s.command(func(v liveVolume, r *http.Request) error { return v.resume(r.FormValue("overwrite")) }))
 	mux.HandleFunc("POST /rebuild", s.command(func(v liveVolume, _ *http.Request) error { return v.rebuild() }))
+	mux.HandleFunc("POST /verify", s.answerVerify)
+	mux.HandleFunc("POST /repair", s.answerRepair)
 	return mux
 }
 
@@ -156,12 +159,21 @@ func takeTime(w http.ResponseWriter, timeout time.Duration) {
 func answerJSON(w http.ResponseWriter, result any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
-		e, ok := errors.AsType[*Error](err)
-		if !ok {
-			e = &Error{Op: "answer", On: "the request", Err: err}
-		}
-		w.WriteHeader(cmp.Or(httpCodes[e.Kind], http.StatusInternalServerError))
-		result = controlError{Kind: kindNames[e.Kind], Op: e.Op, On: e.On, Error: e.Err.Error(), Next: e.Next}
+		said := errorOf(err)
+		w.WriteHeader(cmp.Or(httpCodes[said.kind()], http.StatusInternalServerError))
+		result = said
 	}
 	_ = json.NewEncoder(w).Encode(result)
 }
+
+// errorOf is what a client is told about an error; read is its other half.
+func errorOf(err error) controlError {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		e = &Error{Op: "answer", On: "the request", Err: err}
+	}
+	return controlError{Kind: kindNames[e.Kind], Op: e.Op, On: e.On, Error: e.Err.Error(), Next: e.Next}
+}
+
+// kind is negative for a name that is none.
+func (c controlError) kind() Kind { return Kind(slices.Index(kindNames[:], c.Kind)) }

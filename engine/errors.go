@@ -131,7 +131,7 @@ func codeOf(err error) wire.Code {
 // kindOfCode is codeOf's other half: what a peer's word means to our user.
 func kindOfCode(c wire.Code) Kind {
 	switch c {
-	case wire.CodeIntegrity:
+	case wire.CodeIntegrity, wire.CodeReadOnly:
 		return KindIntegrity
 	case wire.CodeDevice, wire.CodeNoSpace:
 		return KindDevice
@@ -151,6 +151,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeProtocol:  "run the same version on both sides; if they are, report this as a bug",
 	wire.CodeIntegrity: "check memory, network and disks, then run the same sync again",
 	wire.CodeDamaged:   "the connection damages data: check memory and network; another connection is tried",
+	wire.CodeReadOnly:  "`blkmirror repair VOLUME` compares the blocks in quarantine and brings what differs",
 	wire.CodeDevice:    "check the disk and the log on the other side",
 	wire.CodeNoSpace:   "free space on the other side and run the same sync again: it goes on where it stopped",
 	wire.CodeUnknown:   "check the name; `blkmirror status` on the other side lists its volumes",

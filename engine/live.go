@@ -17,6 +17,8 @@ type VolumeConfig struct {
 
 	OnStagingFull string // "hold" (also ""), "bulk": asked of a primary
 	OnReboot      string // "compare" (also ""), "trust"
+	VerifyWrites  string // "off" (also ""), "readback": of a mirror, which reads back what it wrote
+	OnMismatch    string // "continue" (also ""), "freeze": of a primary, whose export refuses writes while a mirror is read-only
 	StagingLimit  int64  // bytes, of a mirror; 0: 80 % of what is free
 }
 
@@ -46,6 +48,13 @@ type liveVolume interface {
 	// content may be replaced although its history is another; "": none.
 	resume(overwrite string) error
 	rebuild() error
+	// verify compares mirrors with the primary, each at its committed cut, and ships nothing. One result for each
+	// mirror that was compared; a difference is no error. It ends early with ctx, or when the volume is stopped.
+	// The function is told how far it is; any goroutine may call it, and none waits in it.
+	verify(context.Context, VerifyOptions, func(CheckProgress)) ([]VerifyResult, error)
+	// repair brings what a mirror has in quarantine and returns when the mirror is not read-only any more. For the
+	// rest as verify.
+	repair(context.Context, RepairOptions, func(CheckProgress)) ([]RepairResult, error)
 	// tune takes changed settings up. What is fixed while the volume is open (path, export, role, block
 	// size) is not looked at.
 	tune(VolumeConfig)
@@ -76,7 +85,16 @@ type MirrorStatus struct {
 	WireBytes      int64            `json:"wire_bytes"`
 	RetriedBlocks  int64            `json:"retried_blocks"`
 	Reconnects     int64            `json:"reconnects"`
+	ReadOnly       *ReadOnlyCause   `json:"read_only,omitempty"`
+	Mismatches     MismatchCounts   `json:"mismatches"`
 	LastDisconnect *DisconnectCause `json:"last_disconnect"`
+}
+
+// MismatchCounts are the mismatches by what was found to be their cause (docs/FAILSAFE.md), since the start.
+type MismatchCounts struct {
+	Wire   int64 `json:"wire"`   // sending it again cleared it
+	Source int64 `json:"source"` // what the primary read or kept was not the same twice
+	Mirror int64 `json:"mirror"` // what the mirror wrote or staged is not what it got
 }
 
 // DisconnectCause says why a session was last lost.
@@ -90,6 +108,55 @@ type DisconnectCause struct {
 type ReadOnlyCause struct {
 	Reason string  `json:"reason"`
 	Class  string  `json:"class"`
-	Blocks []int64 `json:"blocks"`
-	Since  string  `json:"since"`
+	Blocks []int64 `json:"blocks"` // their numbers; the first ones, where there are many
+	Since  string  `json:"since"`  // RFC 3339
+}
+
+// VerifyOptions say what is compared.
+type VerifyOptions struct {
+	Mirror string // its name; "": every one
+	Rate   int64  // bytes a second that are read; 0: no limit
+}
+
+// RepairOptions say what is repaired.
+type RepairOptions struct {
+	Mirror string // its name; "": every one
+	All    bool   // not only what is in quarantine, and in any state of the mirror
+	DryRun bool   // only compare
+}
+
+// CheckProgress tells how far a verify or a repair is with one mirror. Total may grow.
+type CheckProgress struct {
+	Mirror string `json:"mirror"`
+	Done   int64  `json:"done_bytes"`
+	Total  int64  `json:"total_bytes"`
+}
+
+// VerifyResult is what a verify came to with one mirror. `verify --json` prints it: only ever added to.
+type VerifyResult struct {
+	Volume       string          `json:"volume"`
+	Mirror       string          `json:"mirror"`
+	CheckedBytes int64           `json:"checked_bytes"`
+	SkippedBytes int64           `json:"skipped_bytes"` // written all the time, or not shipped yet: nothing is known of them
+	Extents      []CheckedExtent `json:"extents"`       // what differs
+	Seconds      float64         `json:"seconds"`
+	ResumedAt    int64           `json:"resumed_at,omitempty"` // where an interrupted one was taken up
+}
+
+// CheckedExtent is a range of the volume.
+type CheckedExtent struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
+}
+
+// RepairResult is what a repair came to with one mirror. `repair --json` prints it: only ever added to.
+type RepairResult struct {
+	Volume        string          `json:"volume"`
+	Mirror        string          `json:"mirror"`
+	Nothing       bool            `json:"nothing"` // there was nothing to repair
+	Blocks        int64           `json:"blocks"`  // in question: those in quarantine, with All every one
+	ComparedBytes int64           `json:"compared_bytes"`
+	ShippedBytes  int64           `json:"shipped_bytes"`
+	Extents       []CheckedExtent `json:"extents"` // what differed
+	Seconds       float64         `json:"seconds"`
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,6 +119,7 @@ func freeBytes(dir string) (int64, error) {
 //	mirrordirect.go   bulk and offers
 //	mirrorapply.go    committed epochs to the device
 //	mirrorcompare.go  the device against its own index
+//	mirrorfailsafe.go what does not hold what it must
 //	steppedmirror.go  the same without goroutines, for the simulator
 //
 // One goroutine, routineOwn, owns the core (engine/replica) and carries out what it decides, one action after
@@ -147,6 +149,9 @@ type mirror struct {
 	settled  error // of the clean stop
 	once     sync.Once
 
+	readBack   atomic.Bool  // what is written is read back, as the settings say
+	mismatches atomic.Int64 // of what was staged, and what was written and read back
+
 	mu       sync.Mutex
 	admitted *mirrorSession // from admission until it is drained
 	free     chan struct{}  // closed when it leaves; nil while nobody waits
@@ -175,6 +180,7 @@ func openMirror(o mirrorOptions) (*mirror, error) {
 func newMirror(o mirrorOptions) *mirror {
 	m := &mirror{mirrorOptions: o.withDefaults(), ended: make(chan struct{}), replayed: make(chan struct{}), release: func() {}}
 	m.aborted, m.abort = context.WithCancel(context.Background())
+	m.readBack.Store(m.config.VerifyWrites == "readback")
 	return m
 }
 

@@ -278,9 +278,10 @@ type fakePrimary struct {
 	chain wire.Chain
 	pages map[int64]bool
 
-	reports []*wire.Report
-	doubts  []wire.Extent
-	granted uint64
+	reports    []*wire.Report
+	doubts     []wire.Extent
+	quarantine *wire.Quarantine
+	granted    uint64
 }
 
 func newPrimary(w *mirrorWorld) *fakePrimary {
@@ -334,6 +335,7 @@ func (p *fakePrimary) knock(edits ...func(*wire.Attach)) (*wire.Attached, error)
 		return nil, unexpected(msg, "Attached")
 	}
 	p.attached, p.reports, p.doubts, p.granted = answer, nil, nil, answer.Window
+	p.quarantine = nil
 	return answer, nil
 }
 
@@ -384,6 +386,8 @@ func (p *fakePrimary) next() wire.Message {
 			p.reports = append(p.reports, m)
 		case *wire.Doubt:
 			p.doubts = append(p.doubts, m.Extents...)
+		case *wire.Quarantine:
+			p.quarantine = m
 		default:
 			return m
 		}

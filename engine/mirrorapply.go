@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -16,36 +17,33 @@ import (
 const applyWriters = 4
 
 // beginApply brings the oldest committed epoch to the device, beside the owner.
-func (m *mirror) beginApply(epoch uint64) {
+func (m *mirror) beginApply(a replica.Apply) {
 	s, st := m.store, m.store.sealed[0]
 	s.busy++
 	m.spawn(func() {
-		damaged, err := s.apply(s.ctx, st)
+		damaged, err := s.apply(s.ctx, st, a.ReadBack || m.readBack.Load())
 		m.post(func() {
 			s.busy--
 			if err != nil {
 				m.fail("apply", err)
 				return
 			}
-			for _, d := range damaged {
-				m.log(damagedText(epoch, d))
-			}
-			m.step(&replica.Applied{Epoch: epoch, Damaged: damaged}, nil)
-			m.publish()
+			m.applied(a.Epoch, damaged)
 		})
 	})
 }
 
 // apply writes what an epoch brings: in ascending order, in large requests, several at once. What is written
-// was hashed again: a payload that is not what was committed is left out, and its range returned. Then the
+// was hashed again: a payload that is not what was committed is left out, and its range returned, as is one
+// that, with readBack, reads back as something else than was written. Then the
 // device is flushed, and the index, whose entries were changed with their blocks, is synced. It may be done
 // again, in part or as a whole, as long as the staging is there.
-func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging) (damaged []blockdev.Extent, err error) {
+func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging, readBack bool) (damaged []damage, err error) {
 	for len(s.appliers) < s.m.writers {
 		s.appliers = append(s.appliers, &applier{mirrorStore: s, pool: blockdev.NewPool(s.m.chunk)})
 	}
 	for _, a := range s.appliers {
-		a.st = st
+		a.st, a.readBack = st, readBack
 	}
 	if len(s.appliers) == 1 {
 		damaged, err = s.applyAlone(ctx, st)
@@ -58,12 +56,12 @@ func (s *mirrorStore) apply(ctx context.Context, st *journal.Staging) (damaged [
 	if err := s.flush(); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(damaged, func(a, b blockdev.Extent) int { return int(a.Offset>>12 - b.Offset>>12) })
+	slices.SortFunc(damaged, func(a, b damage) int { return int(a.Offset>>12 - b.Offset>>12) })
 	return damaged, nil
 }
 
 // applyAlone has the caller write one job after the other.
-func (s *mirrorStore) applyAlone(ctx context.Context, st *journal.Staging) (damaged []blockdev.Extent, err error) {
+func (s *mirrorStore) applyAlone(ctx context.Context, st *journal.Staging) (damaged []damage, err error) {
 	err = s.plan(st, func(job []journal.StagingPiece) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -76,7 +74,7 @@ func (s *mirrorStore) applyAlone(ctx context.Context, st *journal.Staging) (dama
 }
 
 // applyTogether has all writers take jobs.
-func (s *mirrorStore) applyTogether(ctx context.Context, st *journal.Staging) (damaged []blockdev.Extent, err error) {
+func (s *mirrorStore) applyTogether(ctx context.Context, st *journal.Staging) (damaged []damage, err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	jobs := make(chan []journal.StagingPiece)
 	var mu sync.Mutex
@@ -145,9 +143,12 @@ type applier struct {
 	raw     []byte // of the job; aligned
 	payload []byte // packed
 	whole   []byte // of a record of which the job has a part only
+
+	readBack bool
+	back     []byte // what was read back; aligned
 }
 
-func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged []blockdev.Extent, err error) {
+func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged []damage, err error) {
 	first, last := &job[0], &job[len(job)-1]
 	if first.Record.Kind == journal.StagingZero {
 		if err := a.index.forget(first.Offset, first.Length); err != nil {
@@ -161,14 +162,19 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 		}
 		a.whole = make([]byte, a.blockSize)
 	}
+	if a.readBack && a.back == nil {
+		if a.back, err = blockdev.NewPool(a.m.chunk).Get(ctx, int(a.m.chunk)); err != nil {
+			return nil, err
+		}
+	}
 	raw := a.raw[:last.Offset+last.Length-first.Offset]
-	good, err := a.read(job, raw)
+	good, found, err := a.read(job, raw)
 	if err != nil {
 		return nil, err
 	}
 	for i := range job {
-		if !good[i] {
-			damaged = append(damaged, blockdev.Extent{Offset: job[i].Offset, Length: job[i].Length})
+		if p := &job[i]; !good[i] {
+			damaged = append(damaged, damage{blockdev.Extent{Offset: p.Offset, Length: p.Length}, journal.ClassStaging, p.Record.Hash, found[i]})
 		}
 	}
 	for i, j := range stretches(len(job), func(i, j int) bool { return good[i] == good[j] }) {
@@ -179,18 +185,20 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 			}
 			continue
 		}
-		if err := a.write(job[i:j], raw[job[i].Offset-first.Offset:end-first.Offset]); err != nil {
+		bad, err := a.write(job[i:j], raw[job[i].Offset-first.Offset:end-first.Offset])
+		if err != nil {
 			return nil, err
 		}
+		damaged = append(damaged, bad...)
 	}
 	return damaged, nil
 }
 
-// read fills raw with the pieces of a job, and tells of each whether its record is what was committed. Whole
-// records, most of them, are hashed where they lie, two at a time.
-func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, err error) {
+// read fills raw with the pieces of a job, and tells of each whether its record is what was committed, and
+// which hash it has. Whole records, most of them, are hashed where they lie, two at a time.
+func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, hashes []wire.Hash, err error) {
 	good = make([]bool, len(job))
-	hashes := make([]wire.Hash, len(job))
+	hashes = make([]wire.Hash, len(job))
 	pair := pairHasher{hashes: hashes}
 	for i := range job {
 		p := &job[i]
@@ -209,7 +217,7 @@ func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, err
 			payload = a.payload[:r.PayloadLength]
 		}
 		if err := a.st.ReadPayload(*r, p.At, payload); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		good[i] = !packed || wire.Unpack(wire.Codec(r.Codec), whole, payload) == nil
 		switch {
@@ -225,18 +233,22 @@ func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, err
 	for i := range job {
 		good[i] = good[i] && hashes[i] == job[i].Record.Hash
 	}
-	return good, nil
+	return good, hashes, nil
 }
 
 // write writes pieces that are good, and has the index know the blocks that passed by as a whole, and no
 // other.
-func (a *applier) write(pieces []journal.StagingPiece, raw []byte) error {
+func (a *applier) write(pieces []journal.StagingPiece, raw []byte) ([]damage, error) {
 	off := pieces[0].Offset
 	if err := a.index.forget(off, int64(len(raw))); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := a.dev.WriteAt(raw, off); err != nil {
-		return deviceError("write mirror", "", err)
+	var back []byte
+	if a.readBack {
+		back = a.back
+	}
+	if got, ok, err := a.writeBack(raw, off, back); err != nil || !ok {
+		return differing(off, raw, got), err
 	}
 	end := off + int64(len(raw))
 	first := off + (a.blockSize-off%a.blockSize)%a.blockSize
@@ -253,7 +265,18 @@ func (a *applier) write(pieces []journal.StagingPiece, raw []byte) error {
 		}
 	}
 	if len(hashes) == 0 {
-		return nil
+		return nil, nil
 	}
-	return a.index.learn(first, hashes)
+	return nil, a.index.learn(first, hashes)
+}
+
+// differing are the pages of what was written to off that read back as something else.
+func differing(off int64, want, got []byte) (found []damage) {
+	for at := 0; at < len(got); at += pageSize {
+		w, g := want[at:min(at+pageSize, len(want))], got[at:min(at+pageSize, len(got))]
+		if !bytes.Equal(w, g) {
+			found = append(found, damage{blockdev.Extent{Offset: off + int64(at), Length: int64(len(w))}, journal.ClassDevice, wire.Sum(w), wire.Sum(g)})
+		}
+	}
+	return found
 }

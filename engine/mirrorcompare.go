@@ -10,11 +10,6 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
-func damagedText(epoch uint64, e blockdev.Extent) string {
-	return fmt.Sprintf("what was staged of epoch %d for %d+%d has another checksum than it had when it was committed; "+
-		"it is left out and asked for again: check the disk of the state directory", epoch, e.Offset, e.Length)
-}
-
 // beginCompare compares the device with its own index, beside the owner, where a stranger may have written to
 // it. Blocks that differ, or of which the index knows nothing, are doubted. An epoch that is applied
 // meanwhile changes a block and its entry one after the other: at worst such a block is doubted in vain.

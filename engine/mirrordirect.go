@@ -182,8 +182,8 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) (written []blockde
 		if err := s.store.index.forget(r.off+lo, hi-lo); err != nil {
 			return nil, err
 		}
-		if _, err := s.store.dev.WriteAt(r.buf[lo:hi], r.off+lo); err != nil {
-			return nil, deviceError("write mirror", "", err)
+		if err := s.writeDirect(r.buf[lo:hi], r.off+lo); err != nil {
+			return nil, err
 		}
 		if err := s.learn(r, i, j, found); err != nil {
 			return nil, err
@@ -201,6 +201,26 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) (written []blockde
 		s.prog.Shipped.Add(p.hi - p.lo)
 	}
 	return written, nil
+}
+
+// writeDirect writes in place. What reads back as something else, where that is asked for, makes the mirror
+// read-only, which ends the session.
+func (s *mirrorSession) writeDirect(b []byte, off int64) error {
+	var back []byte
+	if s.m.readBack.Load() {
+		back = make([]byte, len(b)) // of a mode that is not in a hurry; the device takes any buffer
+	}
+	got, ok, err := s.store.writeBack(b, off, back)
+	if err != nil || ok {
+		return err
+	}
+	cause, extents := causeOf(differing(off, b, got), 0, s.m.now())
+	s.m.post(func() {
+		s.m.log("read-only: " + cause.Reason)
+		s.m.step(&replica.Mismatched{Cause: cause, Extents: extents}, nil)
+		s.m.publish()
+	})
+	return nil
 }
 
 // learn notes the hashes of those parts [i, j) that are whole blocks.
@@ -304,34 +324,54 @@ func (s *mirrorSession) answerOffer(ctx context.Context, o *wire.Offer) error {
 	return nil
 }
 
-// compare tells which of the offered units differ. Whole blocks that are equal are noted in the index.
-func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte, equal []blockdev.Extent, err error) {
-	units := geometry{size: s.size, blockSize: int64(o.Unit)}
-	bits = make([]byte, (len(o.Hashes)+7)/8)
-	found := make([]wire.Hash, len(o.Hashes))
+// hashes are those of the units of a range of the device.
+func (s *mirrorSession) hashes(ctx context.Context, r blockdev.Extent, unit int64) ([]wire.Hash, error) {
+	units := geometry{size: s.size, blockSize: unit}
+	found := make([]wire.Hash, (r.Length+unit-1)/unit)
 	buf, err := s.scratch.Get(ctx, int(s.m.chunk))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer s.scratch.Put(buf)
-	step := int(s.m.chunk) / int(o.Unit)
+	step := int(s.m.chunk / unit)
 	for i := 0; i < len(found); i += step {
 		j := min(i+step, len(found))
-		off := o.Offset + int64(i)*units.blockSize
-		b := buf[:min(int64(j-i)*units.blockSize, o.Offset+int64(o.Length)-off)]
+		off := r.Offset + int64(i)*unit
+		b := buf[:min(int64(j-i)*unit, r.End()-off)]
 		if _, err := s.store.dev.ReadAt(b, off); err != nil {
-			return nil, nil, deviceError("read mirror", "", err)
+			return nil, deviceError("read mirror", "", err)
 		}
 		units.hashBlocks(b, found[i:j])
 	}
+	return found, nil
+}
+
+// compare tells which of the offered units differ. Whole blocks that are equal are noted in the index.
+func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte, equal []blockdev.Extent, err error) {
+	units := geometry{size: s.size, blockSize: int64(o.Unit)}
+	tree := o.Flags&wire.OfferTree != 0
+	if tree {
+		units.blockSize = s.blockSize
+	}
+	found, err := s.hashes(ctx, blockdev.Extent{Offset: o.Offset, Length: int64(o.Length)}, units.blockSize)
+	if err != nil {
+		return nil, nil, err
+	}
+	if tree {
+		found = trees(found, int(int64(o.Unit)/s.blockSize))
+	}
+	bits = make([]byte, (len(o.Hashes)+7)/8)
 	same := func(i int) bool { return found[i] == o.Hashes[i] }
 	for i, j := range stretches(len(found), func(i, j int) bool { return same(i) == same(j) }) {
-		off := o.Offset + int64(i)*units.blockSize
-		end := min(o.Offset+int64(j)*units.blockSize, o.Offset+int64(o.Length))
+		off := o.Offset + int64(i)*int64(o.Unit)
+		end := min(o.Offset+int64(j)*int64(o.Unit), o.Offset+int64(o.Length))
 		if !same(i) {
 			for k := i; k < j; k++ {
 				bits[k/8] |= 1 << (k % 8)
 			}
+			continue
+		}
+		if o.Flags&wire.OfferVerify != 0 {
 			continue
 		}
 		equal = append(equal, blockdev.Extent{Offset: off, Length: end - off})
@@ -342,4 +382,12 @@ func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte
 		}
 	}
 	return bits, equal, nil
+}
+
+// trees are the hashes of the hashes of so many blocks each.
+func trees(blocks []wire.Hash, each int) (found []wire.Hash) {
+	for part := range slices.Chunk(blocks, each) {
+		found = append(found, wire.TreeHash(part))
+	}
+	return found
 }

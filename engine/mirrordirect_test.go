@@ -340,6 +340,9 @@ func TestMirrorRotInStaging(t *testing.T) {
 	if st.Epoch != 3 || st.Primary.NeedsBytes != testBlock || !st.Unproven {
 		t.Fatalf("status %+v %+v", st, st.Primary)
 	}
+	if ro := st.ReadOnly; st.State != "read-only" || ro == nil || ro.Class != "staging" || len(ro.Blocks) != 1 {
+		t.Fatalf("status %+v: read-only %+v", st, ro)
+	}
 	got := w.disk.Bytes()
 	for block := range int64(2) {
 		at := block * testBlock
@@ -347,14 +350,39 @@ func TestMirrorRotInStaging(t *testing.T) {
 			t.Errorf("block %d is neither the old nor the new one", block)
 		}
 	}
+	// Nothing is taken before a repair, which compares and brings it, is read back, and ends the state.
+	if a := p.dial(); a.Flags&wire.AttachedReadOnly == 0 {
+		t.Errorf("attached %+v", a)
+	}
+	p.send(&wire.Rebase{Seq: 1000, Base: 3, New: 4})
+	if end := p.lastWord(); end != wire.CodeReadOnly {
+		t.Errorf("a Rebase is answered by %v", end)
+	}
+	p.hangUp()
 	p.dial()
+	p.send(&wire.Repair{})
 	got2 := p.offer(0, mib, testBlock)
-	if count(got2) != 1 {
-		t.Errorf("wanted %v", got2)
+	if q := p.quarantine; q == nil || len(q.Extents) != 1 || q.Extents[0].Length != testBlock {
+		t.Errorf("quarantine %+v", q)
 	}
 	if len(p.doubts) != 1 {
 		t.Errorf("doubts %v", p.doubts)
 	}
+	if count(got2) != 1 {
+		t.Errorf("wanted %v", got2)
+	}
+	p.rebase(3, 0, 4)
+	for i, wanted := range got2 {
+		if wanted {
+			p.stage(4, int64(i)*testBlock, testBlock)
+		}
+	}
+	p.commit(3, 4)
+	p.applied(4)
+	if st := w.status(); st.State != "ok" || st.ReadOnly != nil {
+		t.Errorf("after the repair: %+v", st)
+	}
+	w.mustHold(p.content)
 }
 
 // A pause is a person's and durable.

@@ -152,10 +152,14 @@ func (s *mirrorSession) handle(msg wire.Message) error {
 	case *wire.Flush:
 		return s.hand(&arrival{event: &replica.Flush{Message: msg}})
 	case *wire.Offer:
-		if msg.Offset%blockdev.PageSize != 0 || int64(msg.Length) > s.size-msg.Offset || int64(msg.Unit) > s.blockSize {
-			return protocolError("Offer at %d+%d in units of %d", msg.Offset, msg.Length, msg.Unit)
+		if err := s.checkOffer(msg); err != nil {
+			return err
 		}
 		return s.hand(&arrival{event: &replica.Offer{Message: msg}})
+	case *wire.Suspect:
+		return s.takeSuspect(msg)
+	case *wire.Repair:
+		return s.hand(&arrival{event: &replica.Repair{Message: msg}})
 	}
 	return protocolError("a primary does not send type %d", msg.Type())
 }

@@ -60,6 +60,20 @@ func (m *mirror) cut(context.Context, bool) (uint64, error) {
 	return 0, &Error{Kind: KindState, Op: "cut", On: m.name, Err: errors.New("this node is its mirror"), Next: "take it at the primary"}
 }
 
+// verify is a primary's: it alone knows what the mirror ought to hold.
+func (m *mirror) verify(context.Context, VerifyOptions, func(CheckProgress)) ([]VerifyResult, error) {
+	return nil, m.isMirror("verify")
+}
+
+// repair is a primary's: it has the right bytes.
+func (m *mirror) repair(context.Context, RepairOptions, func(CheckProgress)) ([]RepairResult, error) {
+	return nil, m.isMirror("repair")
+}
+
+func (m *mirror) isMirror(op string) error {
+	return &Error{Kind: KindState, Op: op, On: m.name, Err: errors.New("this node is its mirror"), Next: "run it at the primary"}
+}
+
 func (m *mirror) pause() error { return m.setPaused(true) }
 
 // resume also tries a failed mirror again at once.
@@ -131,6 +145,8 @@ func (m *mirror) fill(st *VolumeStatus) {
 	switch {
 	case v.err != nil:
 		return
+	case st.ReadOnly != nil:
+		st.State, st.Error, st.Next = "read-only", st.ReadOnly.Reason, "`blkmirror repair "+m.name+"` at the primary compares and brings what differs"
 	case f.Paused:
 		st.State = "paused"
 	case v.comparing:
@@ -148,6 +164,7 @@ func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
 	st.Size, st.BlockSize = f.Size, int(f.BlockSize)
 	st.UUID, st.Generation = hex.EncodeToString(f.UUID[:]), hex.EncodeToString(f.Generation.ID[:])
 	st.Epoch = f.Mirror.Committed
+	st.ReadOnly = readOnlyCause(&f.Mirror.ReadOnly, f.Mirror.Quarantine, int64(max(f.BlockSize, 1)))
 	st.Unproven = f.Mirror.Unproven || v.comparing || v.doubts > 0
 	p := &MirrorStatus{Node: v.node, Address: v.address, State: "connecting", CommittedEpoch: f.Mirror.Committed,
 		AppliedEpoch: f.Mirror.Applied, StagedBytes: v.staged, NeedsBytes: v.doubts, ShippedBytes: v.shipped, WireBytes: v.wire,
@@ -155,6 +172,7 @@ func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
 	for _, h := range f.Mirror.Holes {
 		p.Holes += h.Length
 	}
+	p.Mismatches.Mirror = m.mismatches.Load()
 	if f.Paused {
 		p.State = "paused"
 	}

@@ -214,7 +214,7 @@ func (m *mirror) perform(action replica.Action, a *arrival) (op string, err erro
 			m.current.end(protocolError("more than %d open offers", maxOffers))
 		}
 	case replica.Apply:
-		m.beginApply(action.Epoch)
+		m.beginApply(action)
 	case replica.Reserve:
 		enough, err := s.reserve()
 		if err != nil {

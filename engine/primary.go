@@ -66,6 +66,7 @@ type primary struct {
 		ctx  context.Context // nil: they are not started, and somebody else drives them
 	}
 
+	jobs     jobs // verify, repair
 	cancel   context.CancelCauseFunc
 	routines sync.WaitGroup
 	release  func() // of the folder's lock
@@ -116,6 +117,7 @@ func (d primaryDeps) withDefaults() primaryDeps {
 
 // start lets clients and mirrors in.
 func (p *primary) start(ctx context.Context) error {
+	p.freeze()
 	ctx, p.cancel = context.WithCancelCause(ctx)
 	if p.config.Load().Export != "" {
 		l, err := nbd.Listen(p.config.Load().Export)
@@ -155,6 +157,7 @@ func (p *primary) shippers() []*shipper {
 // went is forgotten, so that it is compared as a whole if it comes again.
 func (p *primary) tune(c VolumeConfig) {
 	p.config.Store(&c)
+	p.freeze()
 	p.mirrors.Lock()
 	ctx := p.mirrors.ctx
 	var next, gone []*shipper
@@ -213,6 +216,7 @@ func (p *primary) addMirror(m MirrorConfig) *shipper {
 // closed; the first error is returned, and then the next start finds an unclean end.
 func (p *primary) stop(ctx context.Context) error {
 	end := ending{p: p}
+	p.endJobs()
 	if p.export != nil {
 		end.note("close export", p.export.Close(ctx))
 	}

@@ -135,12 +135,16 @@ func (s *shipper) adopt(open *wire.Attach, a *wire.Attached) error {
 // session1 runs a session from Attached on.
 func (s *shipper) session1(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attached) error {
 	session := newShipSession(ctx, conn, a)
-	if err := s.attached(session, hello, a); err != nil {
+	err := s.attached(session, hello, a)
+	if err == nil {
+		err = s.greetMirror(session)
+	}
+	if err != nil {
 		session.end(err)
 		s.lost()
 		return session.link.run(func(wire.Message) error { return nil }, func() error { return err })
 	}
-	err := session.link.run(s.handle, func() error { return s.run(session) })
+	err = session.link.run(s.handle, func() error { return s.run(session) })
 	s.lost()
 	return err
 }
@@ -205,6 +209,7 @@ func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Atta
 	}
 	s.offerSeq, s.doubtAt = 0, 0
 	clear(s.offers)
+	s.attachedReadOnly(a.Flags&wire.AttachedReadOnly != 0)
 	s.session = session
 	return nil
 }
@@ -284,6 +289,7 @@ func (s *shipper) forgetKept() {
 func (s *shipper) lost() {
 	s.mu.Lock()
 	s.session = nil
+	s.dropChecksLocked()
 	s.core.Lost(s.p.now())
 	s.notifyLocked()
 	s.mu.Unlock()

@@ -23,6 +23,7 @@ import (
 //	shipdrive.go     routineDrive does what the core says, one thing at a time
 //	shipread.go      readers take closed pages, hash and pack them, and send
 //	shipreceive.go   what the mirror answers
+//	shipfailsafe.go  mismatches: what the mirror is told, and what it says of itself
 //
 // Locks, in this order: hands, sending, mu. Whoever has a batch between reading and sending holds hands
 // shared; routineDrive takes it exclusively to know that nobody does.
@@ -56,6 +57,18 @@ type shipper struct {
 	replace  bool          // a person said that the mirror's history does not count
 	last     *DisconnectCause
 	node     string
+
+	// The fail-safe (shipfailsafe.go).
+	suspects    []wire.SuspectEntry    // the mirror is to be told, and nothing shipped before
+	suspectOf   wire.Suspect           // class and epoch of them
+	told        int                    // how many of them, with the last connection
+	mirrorCause *wire.Quarantine       // why the mirror is read-only; nil: it is not
+	gathered    *wire.Quarantine       // whose frames are not all there
+	repairing   *repairJob             // under way
+	checks      map[uint64]chan []byte // offers of a verify that are not answered
+	verified    uint64                 // block up to which a verify came that was cut off
+	verifyPool  *blockdev.Pool
+	mismatches  struct{ wire, source, mirror int64 }
 
 	wake     chan struct{} // one token: routineDrive has something to look at
 	redial   chan struct{} // one token: connect now
@@ -115,7 +128,8 @@ const (
 
 func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
 	s := &shipper{p: p, config: m, capture: c, pool: blockdev.NewPool(cmp.Or(p.sizes.ShipMemory, shipMemory)), kept: map[uint64]item{}, offers: map[uint64]claim{},
-		tries: map[int64]int{}, blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
+		tries: map[int64]int{}, checks: map[uint64]chan []byte{},
+		verifyPool: blockdev.NewPool(verifyWorkers * offerBytes), blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
 	s.sets = p.tracker.AddConsumer(m.Name, c)
 	known := p.facts.of(m.Name)
 	g := p.facts.get().Generation
@@ -223,7 +237,8 @@ func (s *shipper) disconnected(err error) {
 	}
 	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
 	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: s.p.now().UTC().Format(time.RFC3339)}
-	if own.Kind == KindIntegrity {
+	readOnly := errors.Is(err, wire.ErrReadOnly) || len(s.suspects) > 0
+	if own.Kind == KindIntegrity && !readOnly {
 		s.stopped = own.Error() + "; " + resumeHint
 	}
 	s.notifyLocked()
@@ -339,7 +354,9 @@ func (s *shipper) status() MirrorStatus {
 		LagBytes:     s.bytes(counts.Needs - counts.Doubt),
 		ShippedBytes: s.stats.shipped.Load(), OfferedBytes: s.stats.offered.Load(), WireBytes: s.stats.wire.Load(),
 		RetriedBlocks: s.stats.retried.Load(), Reconnects: s.stats.reconnects.Load(), GivenUp: s.stats.givenUp.Load(),
-		CapturedBytes: s.bytes(counts.Captured), RoomMissing: st.Missing, LastDisconnect: s.last}
+		CapturedBytes: s.bytes(counts.Captured), RoomMissing: st.Missing, LastDisconnect: s.last,
+		ReadOnly:   s.readOnlyLocked(),
+		Mismatches: MismatchCounts{Wire: s.mismatches.wire, Source: s.mismatches.source, Mirror: s.mismatches.mirror}}
 	if s.session != nil {
 		m.RTTMillis = float64(s.session.conn.RTT().Microseconds()) / 1000
 		m.WireBytes += s.session.conn.Sent() + s.session.conn.Received()
@@ -357,7 +374,7 @@ func (s *shipper) bytes(pages uint64) int64 { return min(int64(pages)*blockdev.P
 // state is the word for how a mirror stands (DESIGN §10).
 func (s *shipper) state(st ship.State, lag time.Duration) string {
 	switch {
-	case s.stopped != "":
+	case s.stopped != "" || s.mirrorCause != nil || len(s.suspects) > 0 || st.Phase == ship.ReadOnly:
 		return "read-only"
 	case st.Paused:
 		return "paused"

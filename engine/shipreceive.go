@@ -9,6 +9,7 @@ import (
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/engine/ship"
 	"github.com/blkmirror/blkmirror/engine/track"
+	"github.com/blkmirror/blkmirror/journal"
 	"github.com/blkmirror/blkmirror/wire"
 )
 
@@ -20,7 +21,7 @@ func (s *shipper) handle(m wire.Message) error {
 		for _, e := range m.Entries {
 			s.mu.Lock()
 			rec, verdict := s.core.Acked(e)
-			err = s.settleLocked(rec, verdict, e.Hash)
+			err = s.settleLocked(rec, verdict, answered{journal.ClassAck, e.Hash})
 			s.mu.Unlock()
 			if err != nil {
 				return err
@@ -30,7 +31,7 @@ func (s *shipper) handle(m wire.Message) error {
 		for _, e := range m.Entries {
 			s.mu.Lock()
 			rec, verdict := s.core.Naked(e)
-			err = s.settleLocked(rec, verdict, e.Hash)
+			err = s.settleLocked(rec, verdict, answered{journal.ClassPayload, e.Hash})
 			s.mu.Unlock()
 			if err != nil {
 				return err
@@ -55,7 +56,13 @@ func (s *shipper) handle(m wire.Message) error {
 	case *wire.Report:
 		s.mu.Lock()
 		s.core.Report(m, s.p.now())
+		recovered := s.mirrorCause != nil && m.Quarantine == 0
 		s.mu.Unlock()
+		if recovered {
+			err = s.recovered()
+		}
+	case *wire.Quarantine:
+		err = s.takeQuarantine(m)
 	case *wire.Doubt:
 		err = s.takeDoubt(m)
 	default:
@@ -65,8 +72,14 @@ func (s *shipper) handle(m wire.Message) error {
 	return err
 }
 
+// answered is which checksum a mirror computed, and what a mismatch of it is: it refused the record, or took it.
+type answered struct {
+	class journal.Class
+	hash  wire.Hash
+}
+
 // settleLocked does what an answer to a record comes to. s.mu is held.
-func (s *shipper) settleLocked(rec ship.Record, verdict ship.Verdict, got wire.Hash) error {
+func (s *shipper) settleLocked(rec ship.Record, verdict ship.Verdict, got answered) error {
 	it, kept := s.kept[rec.Seq]
 	if kept {
 		delete(s.kept, rec.Seq)
@@ -88,19 +101,25 @@ func (s *shipper) settleLocked(rec ship.Record, verdict ship.Verdict, got wire.H
 	case ship.Reship:
 		return s.reshipLocked(rec, it, kept, got)
 	}
-	delete(s.tries, rec.Offset)
+	if s.tries[rec.Offset] > 0 {
+		delete(s.tries, rec.Offset)
+		s.mismatches.wire++ // sending it again was enough
+	}
 	it.buf.release()
 	return nil
 }
 
 // reshipLocked has a record sent again whose checksum did not match: in an epoch from the kept copy, in
 // bulk by having its pages needed anew, since a Flush may already have been sent that would clear them.
-func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got wire.Hash) error {
+func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got answered) error {
 	s.stats.retried.Add(1)
 	s.tries[rec.Offset]++
 	tries := s.tries[rec.Offset]
 	if tries > ship.MaxTries {
 		return s.mismatchLocked(rec, it, got)
+	}
+	if kept && s.core.Doomable() && !s.sound(&it) {
+		return s.rereadLocked(rec, it)
 	}
 	if kept && s.core.Doomable() { // also while nothing is shipped: the epoch must not be committed without it
 		it.tries, it.follow = tries, 0
@@ -117,12 +136,13 @@ func (s *shipper) reshipLocked(rec ship.Record, it item, kept bool, got wire.Has
 }
 
 // mismatchLocked ends a session because of a record that was sent again often enough. The epoch is without
-// it from now on, so it is given up, and its pages are to be sent anew when a person says so. s.mu is held.
-func (s *shipper) mismatchLocked(rec ship.Record, it item, got wire.Hash) error {
+// it from now on, so it is given up; with the next connection the mirror is told to be read-only. s.mu is held.
+func (s *shipper) mismatchLocked(rec ship.Record, it item, got answered) error {
 	it.buf.release()
 	s.core.Spoil()
 	s.dirtyLocked(rec)
-	return mismatchError(rec.Offset, rec.Length, rec.Hash, got)
+	s.suspectLocked(rec, got)
+	return mismatchError(rec.Offset, rec.Length, rec.Hash, got.hash)
 }
 
 // dirtyLocked has the pages of a record sent with a later cut or pass. s.mu is held.
@@ -273,6 +293,12 @@ func (s *shipper) offer(session *shipSession, job offerJob) error {
 // takeWant settles what was offered: equal pages leave doubt, if they still are in it, the others are dirty.
 func (s *shipper) takeWant(m *wire.Want) error {
 	s.mu.Lock()
+	if answer, ok := s.checks[m.Seq]; ok {
+		delete(s.checks, m.Seq)
+		s.mu.Unlock()
+		answer <- m.Bits // has room for one
+		return nil
+	}
 	c, ok := s.offers[m.Seq]
 	delete(s.offers, m.Seq)
 	s.mu.Unlock()
@@ -286,6 +312,7 @@ func (s *shipper) takeWant(m *wire.Want) error {
 		n := min(c.first+uint64(j)*c.unit, c.first+c.count) - first
 		if wanted(i) {
 			s.p.tracker.Differs(s.sets, first, n)
+			s.noteDiffering(first, n)
 		} else {
 			s.p.tracker.Equal(s.sets, first, n)
 		}

@@ -301,7 +301,7 @@ func (x *SteppedMirror) Overlay(content []byte) error {
 				clear(dst)
 				return nil
 			}
-			good, err := a.read([]journal.StagingPiece{p}, dst)
+			good, _, err := a.read([]journal.StagingPiece{p}, dst)
 			if err == nil && !good[0] {
 				err = journal.ErrDamaged
 			}

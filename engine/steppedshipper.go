@@ -50,7 +50,11 @@ func (s *SteppedShipper) Begin(conn Conn, peer *wire.Hello, answer wire.Message)
 	conn.Established()
 	session := newShipSession(context.Background(), conn, a)
 	s.session, s.packer = session, newPacking(session)
-	if err := s.s.attached(session, peer, a); err != nil {
+	err = s.s.attached(session, peer, a)
+	if err == nil {
+		err = s.s.greetMirror(session)
+	}
+	if err != nil {
 		s.Lost(err)
 		return err
 	}

@@ -171,6 +171,9 @@ func (t *target) takeDuty(d duty) error {
 }
 
 func (t *target) takeOffer(m *wire.Offer) error {
+	if m.Flags != 0 {
+		return protocolError("Offer with flags %x in a sync", m.Flags)
+	}
 	if !t.covers(m.Offset, int64(m.Length)) || int64(m.Length) > chunkSize || int64(m.Unit) != t.blockSize {
 		return protocolError("Offer of %d hashes of %d bytes for %d+%d", len(m.Hashes), m.Unit, m.Offset, m.Length)
 	}

@@ -18,8 +18,9 @@
 //	recovery.go   Open's reading side: replay, torn tail or damaged middle
 //	spare.go      room for segments, kept ahead of a full disk
 //	volume.go     VolumeLog: what must survive on a node of a live volume (volumefacts.go: facts;
-//	              volumecheckpoint.go: taking one; volumeformat.go, volumefile.go, volumefileread.go:
-//	              bytes of records and of a checkpoint; volumerecovery.go: what records add up to)
+//	              volumecheckpoint.go: taking one; volumeformat.go, volumelists.go, volumefile.go,
+//	              volumefileread.go: bytes of records and of a checkpoint; volumerecovery.go: what records
+//	              add up to)
 //	syncstate.go  what the target of a one-shot sync remembers (syncformat.go: its bytes)
 //	index.go      block number to SHA-256, in badger (indexformat.go: its bytes; indexcache.go, indexdb.go:
 //	              memory and database; indexcheck.go, indexdir.go: damage and removal; indextrim.go)

@@ -182,7 +182,7 @@ func TestFormatsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"format.go", "syncformat.go", "indexformat.go", "indexcheck.go",
-		"volumeformat.go", "volumefile.go",
+		"volumeformat.go", "volumelists.go", "volumefile.go",
 		"stagingformat.go"} {
 		src, err := os.ReadFile(name)
 		if err != nil {

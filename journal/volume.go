@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -53,10 +52,10 @@ type VolumeLog struct {
 
 // listsAt is what a lists record holds.
 type listsAt struct {
-	missing       bool // the record is not there: holes and doubts are not known
-	lsn           LSN  // 0: no record, and both are empty
-	stale         bool // the record may go with the next checkpoint
-	holes, doubts []blockdev.Extent
+	missing bool // the record is not there: what it held is not known
+	lsn     LSN  // 0: no record, and all of it is empty
+	stale   bool // the record may go with the next checkpoint
+	replicaLists
 }
 
 // VolumeOptions of a volume's journal. The zero value of a field stands for its default.
@@ -148,6 +147,7 @@ func (l *VolumeLog) open() (*VolumeState, error) {
 		return nil, err
 	}
 	l.named, l.lists = r.record.number, r.lists
+	l.lists.replicaLists = r.lists.clone() // the caller gets the others
 	if r.found {
 		l.size = r.state.Facts.Size
 		l.regions.Store(r.state.Facts.regions(l.opts.RegionSize))
@@ -236,19 +236,19 @@ func (l *VolumeLog) encodeLocked(f *VolumeFacts, leave int64) ([]byte, error) {
 	if f.Size < l.size {
 		return nil, fmt.Errorf("%w: size %d, and it was %d", ErrFacts, f.Size, l.size)
 	}
-	next := listsAt{holes: f.Mirror.Holes, doubts: f.Mirror.Doubts}
+	next := listsAt{replicaLists: f.Mirror.lists()}
 	switch {
-	case len(next.holes)+len(next.doubts) == 0:
-	case !l.lists.stale && slices.Equal(next.holes, l.lists.holes) && slices.Equal(next.doubts, l.lists.doubts):
+	case next.empty():
+	case !l.lists.stale && next.equal(&l.lists.replicaLists):
 		return encodeFacts(f, l.lists.lsn), nil
 	default:
-		body := encodeLists(next.holes, next.doubts)
+		body := encodeLists(&next.replicaLists)
 		lsn, err := l.log.appendLast(typeLists, body, leave)
 		if err != nil {
 			return nil, err
 		}
 		l.since.Add(frameSize(len(body)))
-		next = listsAt{lsn: lsn, holes: slices.Clone(next.holes), doubts: slices.Clone(next.doubts)}
+		next = listsAt{lsn: lsn, replicaLists: next.clone()}
 	}
 	l.lists = next
 	return encodeFacts(f, next.lsn), nil

@@ -3,6 +3,7 @@ package journal_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -19,7 +20,8 @@ const (
 // smallVolume makes everything so small that a few records go through every path.
 var smallVolume = journal.VolumeOptions{SegmentSize: 2048, BufferSize: 256, ReserveMin: 1024, ReserveMax: 4096}
 
-// factsOf are the facts with this cut. Every fifth has lists, and they change now and then.
+// factsOf are the facts with this cut. Three of five have lists, which change now and then, and one of these is
+// of a mirror that is read-only.
 func factsOf(cut uint64) journal.VolumeFacts {
 	f := journal.VolumeFacts{
 		UUID: [16]byte{1, 2, 3}, Size: volumeSize, BlockSize: 64 << 10, Role: journal.RolePrimary, Cut: cut,
@@ -32,6 +34,11 @@ func factsOf(cut uint64) journal.VolumeFacts {
 	if cut%5 >= 2 {
 		f.Mirror.Holes = []blockdev.Extent{{Offset: int64(cut/10) * 4096, Length: 4096}}
 		f.Mirror.Doubts = []blockdev.Extent{{Offset: 0, Length: 65536}, {Offset: 1 << 20, Length: int64(cut/10) + 1}}
+	}
+	if cut%5 == 4 {
+		f.Role = journal.RoleMirror
+		f.Mirror.Quarantine = []blockdev.Extent{{Offset: 1 << 21, Length: int64(cut/20+1) * 4096}}
+		f.Mirror.ReadOnly = journal.ReadOnly{Class: journal.ClassVerify, Epoch: cut / 20, Since: 5, Reason: "differs"}
 	}
 	return f
 }
@@ -87,6 +94,12 @@ func TestVolumeIsEmptyAtFirst(t *testing.T) {
 func TestVolumeRefusesMisuse(t *testing.T) {
 	l, _ := openVolume(t, journaltest.New(), smallVolume)
 	good := factsOf(3)
+	readOnly := func(change func(*journal.ReplicaFacts)) func(*journal.VolumeFacts) {
+		return func(f *journal.VolumeFacts) {
+			f.Role, f.Mirror.ReadOnly.Class = journal.RoleMirror, journal.ClassVerify
+			change(&f.Mirror)
+		}
+	}
 	bad := map[string]func(*journal.VolumeFacts){
 		"role":        func(f *journal.VolumeFacts) { f.Role = 3 },
 		"size":        func(f *journal.VolumeFacts) { f.Size = -1 },
@@ -103,6 +116,18 @@ func TestVolumeRefusesMisuse(t *testing.T) {
 		"epochs":      func(f *journal.VolumeFacts) { f.Mirror.Epochs = []uint64{4, 4} },
 		"many holes":  func(f *journal.VolumeFacts) { f.Mirror.Holes = make([]blockdev.Extent, journal.MaxListed+1) },
 		"empty hole":  func(f *journal.VolumeFacts) { f.Mirror.Holes = []blockdev.Extent{{Offset: 4096}} },
+		"quarantine":  func(f *journal.VolumeFacts) { f.Mirror.Quarantine = []blockdev.Extent{{Length: 4096}} },
+		"cause":       func(f *journal.VolumeFacts) { f.Mirror.ReadOnly.Epoch = 1 },
+		"since":       func(f *journal.VolumeFacts) { f.Mirror.ReadOnly.Since = 1 },
+		"reason":      func(f *journal.VolumeFacts) { f.Mirror.ReadOnly.Reason = "none" },
+		"bad blocks":  func(f *journal.VolumeFacts) { f.Mirror.ReadOnly.Blocks = make([]journal.BadBlock, 1) },
+		"primary":     func(f *journal.VolumeFacts) { f.Mirror.ReadOnly.Class = journal.ClassPayload },
+		"class":       readOnly(func(m *journal.ReplicaFacts) { m.ReadOnly.Class = journal.ClassRot + 1 }),
+		"long reason": readOnly(func(m *journal.ReplicaFacts) { m.ReadOnly.Reason = strings.Repeat("r", journal.MaxReason+1) }),
+		"many blocks": readOnly(func(m *journal.ReplicaFacts) { m.ReadOnly.Blocks = make([]journal.BadBlock, journal.MaxBadBlocks+1) }),
+		"block":       readOnly(func(m *journal.ReplicaFacts) { m.ReadOnly.Blocks = []journal.BadBlock{{Offset: -1}} }),
+		"much":        readOnly(func(m *journal.ReplicaFacts) { m.Quarantine = make([]blockdev.Extent, journal.MaxListed+1) }),
+		"no length":   readOnly(func(m *journal.ReplicaFacts) { m.Quarantine = make([]blockdev.Extent, 1) }),
 		"long hole":   func(f *journal.VolumeFacts) { f.Mirror.Doubts = []blockdev.Extent{{Offset: 1, Length: 1<<63 - 1}} },
 	}
 	for name, change := range bad {
@@ -144,6 +169,47 @@ func TestVolumeRefusesMisuse(t *testing.T) {
 		t.Errorf("hot region behind the end: %v", err)
 	}
 	must(t, l.Err())
+}
+
+// Every part of the lists counts: where one has changed, they are written anew, and where none has, they are not.
+func TestVolumeRemembersWhyItIsReadOnly(t *testing.T) {
+	fs := journaltest.New()
+	l, _ := openVolume(t, fs, smallVolume)
+	f := factsOf(0)
+	f.Role, f.Mirrors = journal.RoleMirror, nil
+	r := &f.Mirror.ReadOnly
+	for i, change := range []func(){
+		func() { r.Class = journal.ClassAck },
+		func() { f.Mirror.Quarantine = []blockdev.Extent{{Offset: 4096, Length: 4096}} },
+		func() { f.Mirror.Quarantine[0].Length = 8192 },
+		func() { r.Class = journal.ClassRot },
+		func() { r.Epoch++ },
+		func() { r.Since-- },
+		func() { r.Reason = "index" },
+		func() { r.Blocks = []journal.BadBlock{{Offset: 4096, Want: hashOf(1, 1), Got: hashOf(2, 2)}} },
+		func() { r.Blocks[0].Got[31]++ },
+		func() { f.Mirror.Doubts = []blockdev.Extent{{Offset: 0, Length: 1}} },
+		func() { f.Mirror.Quarantine = nil },
+		func() { *r = journal.ReadOnly{} },
+	} {
+		change()
+		first, err := l.AppendFacts(f)
+		must(t, err)
+		f.Cut++
+		second, err := l.AppendFacts(f)
+		must(t, err)
+		must(t, l.Sync(second))
+		if second != first+1 {
+			t.Errorf("change %d: facts with the same lists are in record %d and %d", i, first, second)
+		}
+		var state *journal.VolumeState
+		fs = fs.Crash(uint64(i))
+		l, state = openVolume(t, fs, smallVolume)
+		if diff := cmp.Diff(f, state.Facts); diff != "" {
+			t.Errorf("change %d: %s", i, diff)
+		}
+		f = state.Facts // what the caller got is its own
+	}
 }
 
 func TestVolumeIsCompacted(t *testing.T) {

@@ -49,6 +49,7 @@ type MirrorFacts struct {
 	Sent      uint64 // the last that was sent
 	Bulk      bool
 	Attached  bool // it was here at least once
+	ReadOnly  bool // it said that it is read-only, or has to be
 }
 
 // ReplicaFacts is what a mirror remembers of its own state.
@@ -67,6 +68,58 @@ type ReplicaFacts struct {
 
 	Holes  []blockdev.Extent // of the last cut, as the primary told them
 	Doubts []blockdev.Extent // what the mirror can no longer vouch for
+
+	ReadOnly   ReadOnly          // why nothing new is taken; the zero value: it is taken
+	Quarantine []blockdev.Extent // what a repair has still to bring or to find equal; only with ReadOnly
+}
+
+// Class says where two hashes that must be equal were not. 0: nowhere.
+type Class uint8
+
+// The classes of a mismatch, which are frozen; the wire has the same numbers.
+const (
+	ClassPayload Class = 1 // a payload and its hash, on arrival, as often as it was sent again
+	ClassAck     Class = 2 // an acknowledgement and the primary's own hash, as often as it was sent again
+	ClassStaging Class = 3 // a staged payload, when it was applied
+	ClassDevice  Class = 4 // what was written, read back
+	ClassVerify  Class = 5 // both sides, in a verify
+	ClassRot     Class = 6 // a device and its own index
+)
+
+func (c Class) String() string {
+	switch c {
+	case 0:
+		return "none"
+	case ClassPayload:
+		return "payload"
+	case ClassAck:
+		return "ack"
+	case ClassStaging:
+		return "staging"
+	case ClassDevice:
+		return "mirror-device"
+	case ClassVerify:
+		return "verify"
+	case ClassRot:
+		return "rot"
+	}
+	return fmt.Sprintf("class %d", uint8(c))
+}
+
+// ReadOnly is why a mirror takes nothing new. Where Class is 0 it does, and all else is zero.
+type ReadOnly struct {
+	Class  Class
+	Epoch  uint64     // that was under way or compared
+	Since  int64      // Unix seconds
+	Reason string     // for people, at most MaxReason bytes
+	Blocks []BadBlock // the first MaxBadBlocks, for people; Quarantine is what counts
+}
+
+// BadBlock is a block with another hash than it must have.
+type BadBlock struct {
+	Offset int64
+	Want   [32]byte // what the primary sent, or the index said
+	Got    [32]byte
 }
 
 // regions is how many regions of a size a volume has.
@@ -94,6 +147,9 @@ func (f *VolumeFacts) check() error {
 		{"bytes of boot id", len(f.BootID), MaxBootID},
 		{"holes", len(f.Mirror.Holes), MaxListed},
 		{"doubts", len(f.Mirror.Doubts), MaxListed},
+		{"extents of quarantine", len(f.Mirror.Quarantine), MaxListed},
+		{"bytes of reason", len(f.Mirror.ReadOnly.Reason), MaxReason},
+		{"bad blocks", len(f.Mirror.ReadOnly.Blocks), MaxBadBlocks},
 	} {
 		if limit.got > limit.max {
 			return fmt.Errorf("%w: %d %s, at most %d", ErrFacts, limit.got, limit.what, limit.max)
@@ -110,10 +166,31 @@ func (f *VolumeFacts) check() error {
 			return fmt.Errorf("%w: epochs %d", ErrFacts, f.Mirror.Epochs)
 		}
 	}
-	for _, list := range [][]blockdev.Extent{f.Mirror.Holes, f.Mirror.Doubts} {
+	lists := f.Mirror.lists()
+	for _, list := range lists.extents() {
 		if i := slices.IndexFunc(list, func(e blockdev.Extent) bool { return !sane(e) }); i >= 0 {
 			return fmt.Errorf("%w: extent %+v", ErrFacts, list[i])
 		}
+	}
+	return f.checkReadOnly()
+}
+
+// checkReadOnly lets a mirror alone be read-only. Where it is not, nothing of a cause is left, which the
+// record would not keep.
+func (f *VolumeFacts) checkReadOnly() error {
+	r := &f.Mirror.ReadOnly
+	switch {
+	case r.Class > ClassRot:
+		return fmt.Errorf("%w: read-only for %v", ErrFacts, r.Class)
+	case r.Class != 0 && f.Role != RoleMirror:
+		return fmt.Errorf("%w: role %d and read-only", ErrFacts, f.Role)
+	case r.Class == 0 && (r.Epoch != 0 || r.Since != 0 || r.Reason != "" || len(r.Blocks) > 0):
+		return fmt.Errorf("%w: cause %q of read-only without its class", ErrFacts, r.Reason)
+	case r.Class == 0 && len(f.Mirror.Quarantine) > 0:
+		return fmt.Errorf("%w: quarantine and not read-only", ErrFacts)
+	}
+	if i := slices.IndexFunc(r.Blocks, func(b BadBlock) bool { return b.Offset < 0 }); i >= 0 {
+		return fmt.Errorf("%w: bad block at %d", ErrFacts, r.Blocks[i].Offset)
 	}
 	return nil
 }

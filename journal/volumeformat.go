@@ -25,6 +25,8 @@ const (
 	mirrorHead     = 56
 	listsHead      = 16
 	extentSize     = 16
+	readOnlyHead   = 24
+	badBlockSize   = 72
 	checkpointHead = 48
 
 	// RegionSize is the unit of marks, in bytes.
@@ -38,7 +40,9 @@ const (
 	MaxEpochs      = 8
 	MaxDeviceFacts = 4 << 10 // bytes
 	MaxBootID      = 255     // bytes
-	MaxListed      = 65536   // extents of holes, and of doubts
+	MaxListed      = 65536   // extents of holes, of doubts, and of quarantine
+	MaxReason      = 512     // bytes
+	MaxBadBlocks   = 128
 
 	// maxMarked is how many regions go into one mark record.
 	maxMarked = 4096
@@ -64,7 +68,8 @@ const (
 const (
 	mirrorBulk     = 1
 	mirrorAttached = 2
-	mirrorKnown    = mirrorBulk | mirrorAttached
+	mirrorReadOnly = 4
+	mirrorKnown    = mirrorBulk | mirrorAttached | mirrorReadOnly
 )
 
 // Mark: these regions are hot. Each is the difference to the one before it, the first to 0, as a varint in
@@ -104,7 +109,7 @@ func decodeMark(b []byte, do func(region uint64)) error {
 	return nil
 }
 
-// Facts: all that holds but page sets, holes and doubts. The last one wins.
+// Facts: all that holds but page sets and the mirror's lists. The last one wins.
 //
 //	 0       1       2       3       4       5       6       7
 //	+-------------------------------+-------+-----------------------+
@@ -119,7 +124,7 @@ func decodeMark(b []byte, do func(region uint64)) error {
 //	+---------------------------------------------------------------+
 //	| cut: the highest number that was ever used                    |  40
 //	+---------------------------------------------------------------+
-//	| LSN of the lists record that holds; 0: holes and doubts empty |  48
+//	| LSN of the lists record that holds; 0: all of it is empty     |  48
 //	+---------------------------------------------------------------+
 //	| generation, 48 bytes                                          |  56
 //	+---------------------------------------------------------------+
@@ -293,6 +298,9 @@ func appendMirror(dst []byte, m *MirrorFacts) []byte {
 	if m.Attached {
 		flags |= mirrorAttached
 	}
+	if m.ReadOnly {
+		flags |= mirrorReadOnly
+	}
 	dst = append(dst, flags, byte(len(m.Name)), 0, 0, 0, 0, 0, 0)
 	return append(dst, m.Name...)
 }
@@ -307,56 +315,10 @@ func decodeMirror(b []byte) (m MirrorFacts, rest []byte, err error) {
 	}
 	copy(m.Node[:], b[0:32])
 	m.Committed, m.Sent = le.Uint64(b[32:]), le.Uint64(b[40:])
-	m.Bulk, m.Attached = b[48]&mirrorBulk != 0, b[48]&mirrorAttached != 0
+	m.Bulk, m.Attached, m.ReadOnly = b[48]&mirrorBulk != 0, b[48]&mirrorAttached != 0, b[48]&mirrorReadOnly != 0
 	end := mirrorHead + int(b[49])
 	m.Name = string(b[mirrorHead:end])
 	return m, b[end:], nil
-}
-
-// Lists: what a mirror was told of holes, and what it can no longer vouch for. It holds from the facts
-// record on that names it.
-//
-//	 0       1       2       3       4       5       6       7
-//	+-------------------------------+-------------------------------+
-//	| version = 1                   | zero                          |   0
-//	+-------------------------------+-------------------------------+
-//	| number of holes               | number of doubts              |   8
-//	+-------------------------------+-------------------------------+
-//	| holes, then doubts: offset and length in bytes, 8 bytes each  |  16
-//	+---------------------------------------------------------------+
-func encodeLists(holes, doubts []blockdev.Extent) []byte {
-	b := make([]byte, listsHead, listsHead+extentSize*(len(holes)+len(doubts)))
-	le := binary.LittleEndian
-	le.PutUint32(b[0:], listsVersion)
-	le.PutUint32(b[8:], uint32(len(holes)))
-	le.PutUint32(b[12:], uint32(len(doubts)))
-	for _, list := range [][]blockdev.Extent{holes, doubts} {
-		for _, e := range list {
-			b = le.AppendUint64(b, uint64(e.Offset))
-			b = le.AppendUint64(b, uint64(e.Length))
-		}
-	}
-	return b
-}
-
-func decodeLists(b []byte) (holes, doubts []blockdev.Extent, err error) {
-	if err := checkVersion("lists", b, listsHead, listsVersion); err != nil {
-		return nil, nil, err
-	}
-	le := binary.LittleEndian
-	nh, nd := int64(le.Uint32(b[8:])), int64(le.Uint32(b[12:]))
-	if le.Uint32(b[4:]) != 0 || nh > MaxListed || nd > MaxListed || int64(len(b)) != listsHead+extentSize*(nh+nd) {
-		return nil, nil, fmt.Errorf("lists record of %d bytes with %d and %d extents: %w", len(b), nh, nd, ErrDamaged)
-	}
-	all := make([]blockdev.Extent, nh+nd)
-	for i := range all {
-		at := b[listsHead+extentSize*i:]
-		all[i] = blockdev.Extent{Offset: int64(le.Uint64(at)), Length: int64(le.Uint64(at[8:]))}
-		if !sane(all[i]) {
-			return nil, nil, fmt.Errorf("lists record with extent %+v: %w", all[i], ErrDamaged)
-		}
-	}
-	return nilIfEmpty(all[:nh:nh]), nilIfEmpty(all[nh:]), nil
 }
 
 func sane(e blockdev.Extent) bool {

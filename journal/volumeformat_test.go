@@ -44,12 +44,24 @@ func goldenFacts() VolumeFacts {
 		Parents:    []Generation{{ID: [16]byte{0xb0}, Counter: 0xb1}},
 		Cut:        0x77,
 		Mirrors: []MirrorFacts{{Name: "m1", Node: sequence(0x40), Committed: 5, Sent: 6, Bulk: true},
-			{Name: "m2", Attached: true}},
+			{Name: "m2", Attached: true, ReadOnly: true}},
 		BootID: "boot", Device: []byte("{}"), Clean: true, Rebuilt: true,
 		Mirror: ReplicaFacts{Node: sequence(0), Incarnation: 0x99, Committed: 8, Applied: 7, Epochs: []uint64{8},
 			Inconsistent: true, Unproven: true},
 	}
 }
+
+// goldenReadOnly are the lists of a mirror that is read-only.
+func goldenReadOnly() replicaLists {
+	return replicaLists{
+		doubts:     []blockdev.Extent{{Offset: 3, Length: 4}},
+		quarantine: []blockdev.Extent{{Offset: 0x1000, Length: 0x2000}},
+		readOnly: ReadOnly{Class: ClassVerify, Epoch: 9, Since: 0x0102030405060708, Reason: "reason",
+			Blocks: []BadBlock{{Offset: 0x1000, Want: sequence(0x40), Got: sequence(0x80)}}},
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
 
 func TestGoldenVolumeRecords(t *testing.T) {
 	b := appendMark(nil, []uint64{5, 6, 4, 1000})
@@ -73,7 +85,7 @@ func TestGoldenVolumeRecords(t *testing.T) {
 		4041424344454647 48494a4b4c4d4e4f 5051525354555657 58595a5b5c5d5e5f
 		0500000000000000 0600000000000000 0102000000000000 6d31
 		0000000000000000 0000000000000000 0000000000000000 0000000000000000
-		0000000000000000 0000000000000000 0202000000000000 6d32
+		0000000000000000 0000000000000000 0602000000000000 6d32
 		626f6f74 7b7d`)
 	back, lists, err := decodeFacts(b)
 	if err != nil || lists != 0x0123 || !cmp.Equal(back, f) {
@@ -81,13 +93,26 @@ func TestGoldenVolumeRecords(t *testing.T) {
 	}
 	holes := []blockdev.Extent{{Offset: 0x1000, Length: 0x2000}}
 	doubts := []blockdev.Extent{{Offset: 1, Length: 2}, {Offset: 3, Length: 4}}
-	b = encodeLists(holes, doubts)
+	two := replicaLists{holes: holes, doubts: doubts}
+	b = encodeLists(&two)
 	golden(t, b, `
 		0100000000000000 0100000002000000 0010000000000000 0020000000000000
 		0100000000000000 0200000000000000 0300000000000000 0400000000000000`)
-	h, d, err := decodeLists(b)
-	if err != nil || !cmp.Equal(h, holes) || !cmp.Equal(d, doubts) {
-		t.Errorf("lists: %v, %v, %v", h, d, err)
+	if l, err := decodeLists(b); err != nil || !l.equal(&two) {
+		t.Errorf("lists: %+v, %v", l, err)
+	}
+	cause := goldenReadOnly()
+	b = encodeLists(&cause)
+	golden(t, b, `
+		0100000001000000 0000000001000000 0300000000000000 0400000000000000
+		0010000000000000 0020000000000000
+		0500060001000000 0900000000000000 0807060504030201
+		0010000000000000
+		4041424344454647 48494a4b4c4d4e4f 5051525354555657 58595a5b5c5d5e5f
+		8081828384858687 88898a8b8c8d8e8f 9091929394959697 98999a9b9c9d9e9f
+		726561736f6e`)
+	if l, err := decodeLists(b); err != nil || !cmp.Equal(l.readOnly, cause.readOnly) || !l.equal(&cause) {
+		t.Errorf("lists of a read-only mirror: %+v, %v", l, err)
 	}
 	r := checkpointRecord{number: 2, size: 3, sum: 0x04050607, segment: 8, first: 9}
 	b = r.encode([]byte("facts"))
@@ -217,8 +242,10 @@ func TestVolumeFactsAreBounded(t *testing.T) {
 	for i := range long {
 		long[i] = blockdev.Extent{Offset: int64(i), Length: 1}
 	}
-	if b := encodeLists(long, long); len(b) > MaxBody {
-		t.Errorf("lists of %d bytes", len(b))
+	all := replicaLists{long, long, long, ReadOnly{ClassRot, 1, 2, string(make([]byte, MaxReason)), make([]BadBlock, MaxBadBlocks)}}
+	b = encodeLists(&all)
+	if l, err := decodeLists(b); err != nil || !l.equal(&all) || len(b) > MaxBody {
+		t.Errorf("lists of %d bytes: %v", len(b), err)
 	}
 }
 
@@ -230,7 +257,8 @@ func TestVolumeRecordsAreChecked(t *testing.T) {
 		b[at] = to
 		return b
 	}
-	lists := encodeLists([]blockdev.Extent{{Offset: 1, Length: 2}}, nil)
+	lists := encodeLists(&replicaLists{holes: []blockdev.Extent{{Offset: 1, Length: 2}}})
+	readOnly := encodeLists(ptr(goldenReadOnly())) // 2 extents, the cause at 48, a block at 72, the reason at 144
 	for name, c := range map[string]struct {
 		t    Type
 		body []byte
@@ -252,12 +280,25 @@ func TestVolumeRecordsAreChecked(t *testing.T) {
 		"huge size":           {typeFacts, changed(facts, 39, 1), ErrDamaged},
 		"parents":             {typeFacts, changed(facts, 160, MaxParents+1), ErrDamaged},
 		"mirrors":             {typeFacts, changed(facts, 161, 3), ErrDamaged},
-		"flags of a mirror":   {typeFacts, changed(facts, factsHead+48+8+48, 4), ErrDamaged},
+		"flags of a mirror":   {typeFacts, changed(facts, factsHead+48+8+48, 8), ErrDamaged},
 		"zero of a mirror":    {typeFacts, changed(facts, factsHead+48+8+55, 4), ErrDamaged},
 		"short lists":         {typeLists, lists[:15], ErrDamaged},
 		"cut lists":           {typeLists, lists[:len(lists)-1], ErrDamaged},
 		"version of lists":    {typeLists, changed(lists, 0, 2), ErrVersion},
-		"zero of lists":       {typeLists, changed(lists, 4, 2), ErrDamaged},
+		"quarantine missing":  {typeLists, changed(lists, 4, 2), ErrDamaged},
+		"quarantine alone":    {typeLists, changed(changed(lists, 4, 1), 8, 0), ErrDamaged},
+		"long quarantine":     {typeLists, changed(readOnly, 7, 0xff), ErrDamaged},
+		"empty quarantine":    {typeLists, changed(readOnly, 41, 0), ErrDamaged},
+		"no class":            {typeLists, changed(readOnly, 48, 0), ErrDamaged},
+		"class":               {typeLists, changed(readOnly, 48, 7), ErrDamaged},
+		"zero of a cause":     {typeLists, changed(readOnly, 49, 1), ErrDamaged},
+		"long reason":         {typeLists, changed(readOnly, 50, 9), ErrDamaged},
+		"longest reason":      {typeLists, changed(readOnly, 51, 0xff), ErrDamaged},
+		"bad blocks missing":  {typeLists, changed(readOnly, 52, 2), ErrDamaged},
+		"many bad blocks":     {typeLists, changed(readOnly, 55, 0xff), ErrDamaged},
+		"negative bad block":  {typeLists, changed(readOnly, 79, 0x80), ErrDamaged},
+		"cut cause":           {typeLists, readOnly[:60], ErrDamaged},
+		"cut reason":          {typeLists, readOnly[:len(readOnly)-1], ErrDamaged},
 		"too many lists":      {typeLists, changed(lists, 11, 0xff), ErrDamaged},
 		"empty extent":        {typeLists, changed(lists, 24, 0), ErrDamaged},
 		"negative extent":     {typeLists, changed(lists, 23, 0x80), ErrDamaged},
@@ -274,11 +315,35 @@ func TestVolumeRecordsAreChecked(t *testing.T) {
 	}
 }
 
+// Lists of a read-only mirror that facts of a primary name make no sense, though each record does.
+func TestVolumeReadOnlyIsAMirrors(t *testing.T) {
+	for role, want := range map[uint8]error{RoleMirror: nil, RolePrimary: ErrDamaged} {
+		var r volumeReplay
+		f := goldenFacts()
+		f.Role = role
+		if err := r.replay(1, typeLists, encodeLists(ptr(goldenReadOnly()))); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.replay(2, typeFacts, encodeFacts(&f, 1)); !errors.Is(err, want) {
+			t.Errorf("role %d: %v", role, err)
+		}
+	}
+}
+
+func TestClassNames(t *testing.T) {
+	for c, want := range []string{"none", "payload", "ack", "staging", "mirror-device", "verify", "rot", "class 7"} {
+		if got := Class(c).String(); got != want {
+			t.Errorf("class %d is %q, want %q", c, got, want)
+		}
+	}
+}
+
 func FuzzVolumeRecord(f *testing.F) {
 	facts := goldenFacts()
 	f.Add(byte(typeMark), appendMark(nil, []uint64{3, 1, 4}))
 	f.Add(byte(typeFacts), encodeFacts(&facts, 0))
-	f.Add(byte(typeLists), encodeLists([]blockdev.Extent{{Offset: 1, Length: 2}}, nil))
+	f.Add(byte(typeLists), encodeLists(&replicaLists{holes: []blockdev.Extent{{Offset: 1, Length: 2}}}))
+	f.Add(byte(typeLists), encodeLists(ptr(goldenReadOnly())))
 	f.Add(byte(typeCheckpoint), checkpointRecord{number: 1, segment: 1, first: 1}.encode(encodeFacts(&facts, 7)))
 	f.Fuzz(func(t *testing.T, typ byte, body []byte) {
 		describeRecord(KindVolume, Type(typ), body)
@@ -296,7 +361,7 @@ func FuzzVolumeRecord(f *testing.F) {
 		case typeFacts:
 			back = encodeFacts(&r.state.Facts, r.lists.lsn)
 		case typeLists:
-			back = encodeLists(r.newest.holes, r.newest.doubts)
+			back = encodeLists(&r.newest.replicaLists)
 		case typeCheckpoint:
 			back = r.record.encode(encodeFacts(&r.state.Facts, r.lists.lsn))
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 )
@@ -91,8 +92,8 @@ func dumpFacts(w io.Writer, f *VolumeFacts) {
 	}
 	fmt.Fprintf(w, "state: cut %d\n", f.Cut)
 	for _, m := range f.Mirrors {
-		fmt.Fprintf(w, "state: mirror %q: node %x, committed %d, sent %d, bulk %t, attached %t\n",
-			m.Name, m.Node, m.Committed, m.Sent, m.Bulk, m.Attached)
+		fmt.Fprintf(w, "state: mirror %q: node %x, committed %d, sent %d, bulk %t, attached %t, read-only %t\n",
+			m.Name, m.Node, m.Committed, m.Sent, m.Bulk, m.Attached, m.ReadOnly)
 	}
 	if f.Role == RoleMirror {
 		m := &f.Mirror
@@ -102,6 +103,10 @@ func dumpFacts(w io.Writer, f *VolumeFacts) {
 			m.Bulk, m.Inconsistent, m.InPlace, m.Under, m.Unproven)
 		dumpExtents(w, "holes", m.Holes)
 		dumpExtents(w, "doubts", m.Doubts)
+		if m.ReadOnly.Class != 0 {
+			dumpReadOnly(w, &m.ReadOnly)
+			dumpExtents(w, "extents in quarantine", m.Quarantine)
+		}
 	}
 	if len(f.Device) > 0 {
 		fmt.Fprintf(w, "state: device %q\n", f.Device)
@@ -110,6 +115,14 @@ func dumpFacts(w io.Writer, f *VolumeFacts) {
 
 func dumpGeneration(w io.Writer, what string, g Generation) {
 	fmt.Fprintf(w, "state: %s %x, counter %d, child of %x at cut %d\n", what, g.ID, g.Counter, g.Parent, g.ParentCut)
+}
+
+func dumpReadOnly(w io.Writer, r *ReadOnly) {
+	since := time.Unix(r.Since, 0).UTC().Format(time.RFC3339)
+	fmt.Fprintf(w, "state: read-only: %v, epoch %d, since %s: %q\n", r.Class, r.Epoch, since, r.Reason)
+	for i := range r.Blocks {
+		fmt.Fprintf(w, "  block at %d: want %x, got %x\n", r.Blocks[i].Offset, r.Blocks[i].Want, r.Blocks[i].Got)
+	}
 }
 
 func dumpExtents(w io.Writer, what string, list []blockdev.Extent) {
@@ -159,8 +172,12 @@ func describeVolumeRecord(t Type, body []byte) (line string, ok bool) {
 			return "facts " + describeFacts(&f, lists), true
 		}
 	case typeLists:
-		if holes, doubts, err := decodeLists(body); err == nil {
-			return fmt.Sprintf("lists holes %d doubts %d", len(holes), len(doubts)), true
+		if l, err := decodeLists(body); err == nil {
+			line := fmt.Sprintf("lists holes %d doubts %d", len(l.holes), len(l.doubts))
+			if l.readOnly.Class != 0 {
+				line += fmt.Sprintf(" quarantine %d read-only %v", len(l.quarantine), l.readOnly.Class)
+			}
+			return line, true
 		}
 	case typeCheckpoint:
 		r, facts, err := decodeCheckpointRecord(body)

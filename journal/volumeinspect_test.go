@@ -31,7 +31,7 @@ func TestDumpVolume(t *testing.T) {
 		`state: clean false, paused false, rebuilt false, boot "boot"`,
 		`state: generation 09[0-9a-f]{30}, counter 4, child of 08[0-9a-f]{30} at cut 77`,
 		`state: parent 08.*`, `state: cut 6`,
-		`state: mirror "m": node [0-9a-f]{64}, committed 6, sent 7, bulk false, attached true`,
+		`state: mirror "m": node [0-9a-f]{64}, committed 6, sent 7, bulk false, attached true, read-only false`,
 		`hot: 6 regions of 4096 3-4 9-11 700`}
 	records := []string{`segment DIR/journal/0000000002.seg: number 2, kind volume, log [0-9a-f]{32}, first LSN 2, 65536 bytes`,
 		`  2 at 64: lists holes 1 doubts 2`,
@@ -80,13 +80,22 @@ func TestDumpVolumeOfAMirror(t *testing.T) {
 	f.Mirror = journal.ReplicaFacts{Incarnation: 0xabc, Committed: 9, Applied: 7, Epochs: []uint64{8, 9}, InPlace: true,
 		Holes: []blockdev.Extent{{Offset: 4096, Length: 8192}}}
 	must(t, l.SetFacts(f))
+	f.Mirror.Quarantine = []blockdev.Extent{{Offset: 65536, Length: 4096}}
+	f.Mirror.ReadOnly = journal.ReadOnly{Class: journal.ClassDevice, Epoch: 9, Since: 1785000000, Reason: "block 1 \x1b",
+		Blocks: []journal.BadBlock{{Offset: 65536, Want: hashOf(1, 1), Got: hashOf(2, 1)}}}
+	must(t, l.SetFacts(f))
 	must(t, l.Close())
 	dir := filepath.Join(root, volumeDir)
 	out, err := dumped(t, dir, dir)
 	must(t, err)
 	wantLines(t, out, `  1 at 64: lists holes 1 doubts 0`,
-		`  2 at \d+: facts role mirror committed 9 applied 7 clean false lists 1`, `checkpoint: none`,
+		`  2 at \d+: facts role mirror committed 9 applied 7 clean false lists 1`,
+		`  3 at \d+: lists holes 1 doubts 0 quarantine 1 read-only mirror-device`, `  4 at \d+: facts role mirror .* lists 3`,
+		`checkpoint: none`,
 		`state: primary 0{64}, incarnation abc`, `state: committed 9, applied 7, epochs \[8 9\]`,
 		`state: bulk false, inconsistent false, in place true towards 0, unproven false`,
-		`state: 1 holes`, `  8192 bytes at 4096`, `state: 0 doubts`, `state: device "{}"`, `hot: 0 regions of 4096`)
+		`state: 1 holes`, `  8192 bytes at 4096`, `state: 0 doubts`,
+		`state: read-only: mirror-device, epoch 9, since 2026-07-25T17:20:00Z: "block 1 \\x1b"`,
+		`  block at 65536: want [0-9a-f]{64}, got [0-9a-f]{64}`, `state: 1 extents in quarantine`, `  4096 bytes at 65536`,
+		`state: device "{}"`, `hot: 0 regions of 4096`)
 }

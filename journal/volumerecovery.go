@@ -34,8 +34,8 @@ func (r *volumeReplay) replay(lsn LSN, t Type, body []byte) error {
 		return r.setFacts(lsn, body)
 	case typeLists:
 		r.bytes += frameSize(len(body))
-		holes, doubts, err := decodeLists(body)
-		r.newest = listsAt{lsn: lsn, holes: holes, doubts: doubts}
+		lists, err := decodeLists(body)
+		r.newest = listsAt{lsn: lsn, replicaLists: lists}
 		return err
 	case typeCheckpoint:
 		record, facts, err := decodeCheckpointRecord(body)
@@ -75,7 +75,10 @@ func (r *volumeReplay) setFacts(lsn LSN, body []byte) error {
 		// Gone with a segment that a checkpoint has dropped, if all is well: then other facts follow.
 		r.lists = listsAt{lsn: lists, missing: true}
 	}
-	facts.Mirror.Holes, facts.Mirror.Doubts = r.lists.holes, r.lists.doubts
+	facts.Mirror.setLists(r.lists.replicaLists)
+	if err := facts.checkReadOnly(); err != nil {
+		return fmt.Errorf("facts record and its lists: %w: %w", err, ErrDamaged)
+	}
 	r.state.Facts, r.facts, r.found = facts, lsn, true
 	return nil
 }

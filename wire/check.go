@@ -61,7 +61,11 @@ func check(m Message) error {
 		return m.check()
 	case *Report:
 		return m.check()
-	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk:
+	case *Suspect:
+		return m.check()
+	case *Quarantine:
+		return m.check()
+	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}
 	return broken("message of type %T", m)
@@ -117,7 +121,7 @@ func (m *Opened) check() error {
 }
 
 // check compares the count of hashes with what length and unit make. Which unit it has to be is known to
-// the engine.
+// the engine, and so is whether the session is one that has flags.
 func (m *Offer) check() error {
 	if err := checkCount("hashes in Offer", len(m.Hashes), MaxOffer); err != nil {
 		return err
@@ -125,7 +129,17 @@ func (m *Offer) check() error {
 	if err := checkRange("Offer", m.Offset, int64(m.Length)); err != nil {
 		return err
 	}
-	if !validBlockSize(m.Unit) {
+	if err := checkFlags("Offer", uint32(m.Flags), uint32(OfferVerify|OfferTree)); err != nil {
+		return err
+	}
+	limit := uint32(MaxBlock)
+	if m.Flags&OfferTree != 0 {
+		limit = MaxTree
+	}
+	switch {
+	case m.Flags&(OfferVerify|OfferTree) == OfferTree:
+		return broken("Offer of trees that is no verify")
+	case !powerOfTwo(m.Unit, limit):
 		return broken("Offer of units of %d bytes", m.Unit)
 	}
 	if want := (int64(m.Length) + int64(m.Unit) - 1) / int64(m.Unit); want != int64(len(m.Hashes)) {
@@ -236,8 +250,11 @@ func checkEnd(code Code, text string) error {
 	return checkString("text", text, MaxText)
 }
 
-func validBlockSize(n uint32) bool {
-	return n >= MinBlock && n <= MaxBlock && n&(n-1) == 0
+func validBlockSize(n uint32) bool { return powerOfTwo(n, MaxBlock) }
+
+// powerOfTwo reports whether n is one, of at least a page and at most limit.
+func powerOfTwo(n, limit uint32) bool {
+	return n >= MinBlock && n <= limit && n&(n-1) == 0
 }
 
 func checkCount(what string, n, limit int) error {

@@ -38,7 +38,7 @@ func (m *Attached) check() error {
 	if err := m.checkStaged(); err != nil {
 		return err
 	}
-	known := AttachedBulk | AttachedInconsistent | AttachedBlank | AttachedPageCache | AttachedDoubts
+	known := AttachedBulk | AttachedInconsistent | AttachedBlank | AttachedPageCache | AttachedDoubts | AttachedReadOnly
 	return checkFlags("Attached", uint32(m.Flags), uint32(known))
 }
 
@@ -77,6 +77,55 @@ func (m *Report) check() error {
 		return broken("Report of room %d and %d bytes staged", m.Room, m.Staged)
 	}
 	return nil
+}
+
+// lastClass is the highest class of a mismatch (see Suspect).
+const lastClass = 6
+
+func checkClass(what string, class uint8) error {
+	if class < 1 || class > lastClass {
+		return broken("unknown class %d in %s", class, what)
+	}
+	return nil
+}
+
+func (m *Suspect) check() error {
+	if err := checkClass("Suspect", m.Class); err != nil {
+		return err
+	}
+	if err := checkCount("entries in Suspect", len(m.Entries), MaxSuspects); err != nil {
+		return err
+	}
+	end := int64(0)
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		if err := checkRange("suspect", e.Offset, int64(e.Length)); err != nil {
+			return err
+		}
+		if e.Length > MaxZeroExtent {
+			return broken("suspect of %d bytes, limit %d", e.Length, MaxZeroExtent)
+		}
+		if e.Offset < end {
+			return broken("suspect at %d+%d, where the one before ends at %d", e.Offset, e.Length, end)
+		}
+		end = e.Offset + int64(e.Length)
+	}
+	return nil
+}
+
+func (m *Quarantine) check() error {
+	if err := checkClass("Quarantine", m.Class); err != nil {
+		return err
+	}
+	if err := checkCount("extents in Quarantine", len(m.Extents), MaxEntries); err != nil {
+		return err
+	}
+	for _, e := range m.Extents {
+		if err := checkRange("extent in Quarantine", e.Offset, e.Length); err != nil {
+			return err
+		}
+	}
+	return checkString("reason", m.Reason, MaxText)
 }
 
 // checkPages wants whole pages, ascending and disjoint. The last extent may end within a page, where it can
@@ -135,6 +184,37 @@ func (m *Rebase) Join(next *Rebase) error {
 		}
 	}
 	m.Voids = append(m.Voids, next.Voids...)
+	m.More = next.More
+	return nil
+}
+
+// Frames cuts a Quarantine of any number of extents into the frames that say it. They share m's extents.
+func (m *Quarantine) Frames() []Message {
+	var frames []Message
+	rest := m.Extents
+	for {
+		f := *m
+		n := min(len(rest), MaxEntries)
+		f.Extents = rest[:n:n]
+		rest = rest[n:]
+		f.More = len(rest) > 0
+		frames = append(frames, &f)
+		if !f.More {
+			return frames
+		}
+	}
+}
+
+// Join is the other half of Frames: it adds the frame that followed m directly, which has More set. An error
+// wraps ErrProtocol and leaves m as it was.
+func (m *Quarantine) Join(next *Quarantine) error {
+	switch {
+	case !m.More:
+		return broken("Quarantine behind one that said no more")
+	case next.Class != m.Class || next.Epoch != m.Epoch || next.Since != m.Since || next.Reason != m.Reason:
+		return broken("Quarantine for another cause than the frame before")
+	}
+	m.Extents = append(m.Extents, next.Extents...)
 	m.More = next.More
 	return nil
 }

@@ -40,6 +40,17 @@ func RebaseHash(base uint64, voids []Extent) (hash Hash) {
 	return hash
 }
 
+// TreeHash is what stands for a unit in an Offer of trees: the SHA-256 over the hashes of its blocks, in
+// order.
+func TreeHash(blocks []Hash) (hash Hash) {
+	sum := sha256.New()
+	for i := range blocks {
+		sum.Write(blocks[i][:])
+	}
+	sum.Sum(hash[:0])
+	return hash
+}
+
 // Packer compresses payloads. It owns the compressor's table and a scratch buffer, so that a block costs
 // no allocation; it is not safe for concurrent use: one for each goroutine.
 type Packer struct {

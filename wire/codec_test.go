@@ -112,6 +112,10 @@ func TestSums(t *testing.T) {
 			t.Errorf("RebaseHash of %v is not that of base and voids", voids)
 		}
 	}
+	x, y := Sum(one), Sum(two)
+	if TreeHash([]Hash{x, y}) != sha256.Sum256(append(x[:], y[:]...)) {
+		t.Error("TreeHash is not that of the hashes")
+	}
 }
 
 // TestChain: every field and the order count, and a copy goes on from where it was taken.

@@ -24,4 +24,5 @@ const (
 	CodeReplaced  Code = 18 // a newer connection of the same session took over
 	CodePaused    Code = 19 // a person paused the volume at the sender's side
 	CodeDamaged   Code = 20 // a frame arrived damaged: another connection may do better
+	CodeReadOnly  Code = 21 // the mirror is read-only after a mismatch: a repair leaves that state
 )

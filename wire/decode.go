@@ -77,6 +77,12 @@ func decodeFields(h header, r *reader) Message {
 		return &Bulk{r.u64(), r.u64()}
 	case TypeReport:
 		return decodeReport(r)
+	case TypeSuspect:
+		return decodeSuspect(r)
+	case TypeQuarantine:
+		return decodeQuarantine(r)
+	case TypeRepair:
+		return decodeRepair(r)
 	}
 	r.fail("has no decoder")
 	return nil
@@ -127,7 +133,8 @@ func decodeEnd(r *reader) (Code, string) {
 }
 
 func decodeOffer(r *reader) *Offer {
-	m := &Offer{Seq: r.u64(), Offset: r.i64(), Length: r.u32(), Unit: r.u32()}
+	m := &Offer{Seq: r.u64(), Offset: r.i64(), Length: r.u32(), Unit: r.u32(), Flags: OfferFlags(r.u32())}
+	r.reserved(4)
 	m.Hashes = r.hashes(r.count(HashSize))
 	return m
 }

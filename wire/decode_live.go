@@ -58,3 +58,33 @@ func decodeReport(r *reader) *Report {
 	m.Quarantine = r.u32()
 	return m
 }
+
+func decodeSuspect(r *reader) *Suspect {
+	m := &Suspect{Class: r.u8()}
+	r.reserved(7)
+	m.Epoch = r.u64()
+	m.Entries = make([]SuspectEntry, r.count(suspectSize))
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		e.Offset, e.Length = r.i64(), r.u32()
+		r.reserved(4)
+		e.Want, e.Got = r.hash(), r.hash()
+	}
+	return m
+}
+
+func decodeQuarantine(r *reader) *Quarantine {
+	m := &Quarantine{Class: r.u8(), More: r.bit("more")}
+	reason := r.u16()
+	r.reserved(4)
+	m.Epoch, m.Since = r.u64(), r.i64()
+	m.Reason = r.str(int(reason))
+	m.Extents = r.extents()
+	return m
+}
+
+func decodeRepair(r *reader) *Repair {
+	m := &Repair{All: r.bit("all")}
+	r.reserved(7)
+	return m
+}

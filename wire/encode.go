@@ -15,7 +15,7 @@ const (
 	openFixed     = 96
 	openedSize    = 72
 	endFixed      = 4
-	offerFixed    = 24
+	offerFixed    = 32
 	wantFixed     = 8
 	dataSize      = 72
 	zeroSize      = 40
@@ -118,6 +118,12 @@ func appendMeta(b []byte, m Message) []byte {
 		return le.AppendUint64(le.AppendUint64(b, m.Base), m.Number)
 	case *Report:
 		return appendReport(b, m)
+	case *Suspect:
+		return appendSuspect(b, m)
+	case *Quarantine:
+		return appendQuarantine(b, m)
+	case *Repair:
+		return appendRepair(b, m)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }
@@ -225,6 +231,8 @@ func appendEnd(b []byte, code Code, text string) []byte {
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|            length             |             unit              |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|             flags             |           reserved            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|                  one hash of 32 bytes a unit ...              |
 //	+---------------------------------------------------------------+
 func appendOffer(b []byte, m *Offer) []byte {
@@ -232,6 +240,8 @@ func appendOffer(b []byte, m *Offer) []byte {
 	b = le.AppendUint64(b, uint64(m.Offset))
 	b = le.AppendUint32(b, m.Length)
 	b = le.AppendUint32(b, m.Unit)
+	b = le.AppendUint32(b, uint32(m.Flags))
+	b = append(b, 0, 0, 0, 0)
 	return appendHashes(b, m.Hashes)
 }
 

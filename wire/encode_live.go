@@ -10,6 +10,11 @@ const (
 	syncedSize   = 56
 	bulkSize     = 16
 	reportSize   = 40
+
+	suspectFixed    = 16
+	suspectSize     = 80
+	quarantineFixed = 24
+	repairSize      = 8
 )
 
 // Generation, within Attach and Attached
@@ -187,4 +192,63 @@ func appendReport(b []byte, m *Report) []byte {
 	b = le.AppendUint64(b, uint64(m.Staged))
 	b = append(b, bit(m.Comparing), 0, 0, 0)
 	return le.AppendUint32(b, m.Quarantine)
+}
+
+// Suspect: entries until the meta ends.
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| class |                       reserved                        |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             epoch                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            offset                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|            length             |           reserved            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                  hash of the primary, 32 bytes                |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                  hash of the mirror, 32 bytes                 |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendSuspect(b []byte, m *Suspect) []byte {
+	b = append(b, m.Class, 0, 0, 0, 0, 0, 0, 0)
+	b = le.AppendUint64(b, m.Epoch)
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		b = le.AppendUint64(b, uint64(e.Offset))
+		b = le.AppendUint32(b, e.Length)
+		b = append(b, 0, 0, 0, 0)
+		b = append(b, e.Want[:]...)
+		b = append(b, e.Got[:]...)
+	}
+	return b
+}
+
+// Quarantine: extents, each of offset and length, until the meta ends.
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| class | more  | reason length |           reserved            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             epoch                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             since                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|      reason ..., then one extent of 16 bytes a range ...      |
+//	+---------------------------------------------------------------+
+func appendQuarantine(b []byte, m *Quarantine) []byte {
+	b = append(b, m.Class, bit(m.More))
+	b = le.AppendUint16(b, uint16(len(m.Reason)))
+	b = append(b, 0, 0, 0, 0)
+	b = le.AppendUint64(b, m.Epoch)
+	b = le.AppendUint64(b, uint64(m.Since))
+	b = append(b, m.Reason...)
+	return appendExtents(b, m.Extents)
+}
+
+// Repair
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|  all  |                       reserved                        |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendRepair(b []byte, m *Repair) []byte {
+	return append(b, bit(m.All), 0, 0, 0, 0, 0, 0, 0)
 }

@@ -50,6 +50,7 @@ var (
 	ErrOlder       = errors.New("the primary's generation is older than one that the mirror has seen")
 	ErrReplaced    = errors.New("a newer connection took over")
 	ErrPaused      = errors.New("the volume is paused")
+	ErrReadOnly    = errors.New("the mirror is read-only")
 	errUnknownCode = errors.New("a reason that this version does not know")
 )
 
@@ -78,6 +79,7 @@ var reasons = [...]struct {
 	{CodeOlder, ErrOlder},
 	{CodeReplaced, ErrReplaced},
 	{CodePaused, ErrPaused},
+	{CodeReadOnly, ErrReadOnly},
 }
 
 // Err returns the sentinel of the code, which wraps nothing.
@@ -166,7 +168,7 @@ var classes = [...]struct {
 	errs  []error
 }{
 	{ClassVersion, []error{ErrVersion}},
-	{ClassIntegrity, []error{ErrIntegrity, ErrCorrupt, ErrCodec}},
+	{ClassIntegrity, []error{ErrIntegrity, ErrCorrupt, ErrCodec, ErrReadOnly}},
 	{ClassProtocol, []error{ErrProtocol, ErrNotBlkmirror}},
 	{ClassAuth, []error{ErrAuth, ErrNotLoopback}},
 	{ClassTimeout, []error{ErrSilent, ErrHandshakeTimeout}},
@@ -223,7 +225,7 @@ func classOfCode(code Code) Class {
 		return ClassVersion
 	case CodeProtocol:
 		return ClassProtocol
-	case CodeIntegrity, CodeDamaged:
+	case CodeIntegrity, CodeDamaged, CodeReadOnly:
 		return ClassIntegrity
 	case CodeAuth:
 		return ClassAuth

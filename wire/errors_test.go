@@ -38,7 +38,7 @@ func TestCodes(t *testing.T) {
 	if got := CodeOf(&RemoteError{Code: 999}); got != 999 {
 		t.Errorf("code 999 comes back as %d", got)
 	}
-	if (CodeDamaged + 1).Err() != errUnknownCode {
+	if (CodeReadOnly + 1).Err() != errUnknownCode {
 		t.Error("there is a code that is not tried here")
 	}
 	for err, want := range map[error]Code{

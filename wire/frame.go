@@ -63,6 +63,10 @@ const (
 	TypeSynced    Type = 27
 	TypeBulk      Type = 28
 	TypeReport    Type = 29
+
+	TypeSuspect    Type = 30
+	TypeQuarantine Type = 31
+	TypeRepair     Type = 32
 )
 
 // spec is what a header may say for one type.
@@ -103,6 +107,10 @@ var specs = [...]spec{
 	TypeSynced:    {"Synced", syncedSize, syncedSize, 0},
 	TypeBulk:      {"Bulk", bulkSize, bulkSize, 0},
 	TypeReport:    {"Report", reportSize, reportSize, 0},
+
+	TypeSuspect:    {"Suspect", suspectFixed + suspectSize, suspectFixed + MaxSuspects*suspectSize, 0},
+	TypeQuarantine: {"Quarantine", quarantineFixed + extentSize, quarantineFixed + MaxText + MaxEntries*extentSize, 0},
+	TypeRepair:     {"Repair", repairSize, repairSize, 0},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -142,6 +150,10 @@ func (*Attached) Type() Type  { return TypeAttached }
 func (*Synced) Type() Type    { return TypeSynced }
 func (*Bulk) Type() Type      { return TypeBulk }
 func (*Report) Type() Type    { return TypeReport }
+
+func (*Suspect) Type() Type    { return TypeSuspect }
+func (*Quarantine) Type() Type { return TypeQuarantine }
+func (*Repair) Type() Type     { return TypeRepair }
 
 // header is what a frame's first bytes say.
 type header struct {

@@ -28,7 +28,10 @@ func samples() []Message {
 			MaxOffers: 8, Flags: OpenedIndexed,
 		},
 		&Refused{CodeBusy, "volume db is in use by another session; end it first"},
-		&Offer{Seq: 1, Offset: 128 << 10, Length: 64<<10 + 512, Unit: 64 << 10, Hashes: []Hash{Sum([]byte("a")), Sum([]byte("b"))}},
+		&Offer{
+			Seq: 1, Offset: 128 << 10, Length: 64<<10 + 512, Unit: 64 << 10, Flags: OfferVerify,
+			Hashes: []Hash{Sum([]byte("a")), Sum([]byte("b"))},
+		},
 		&Want{Seq: 1, Bits: []byte{0b10}},
 		&Data{
 			Seq: 2, Epoch: 0, Offset: 192 << 10, RawLength: uint32(len(payload)), Codec: CodecRaw, Hash: Sum(payload),
@@ -63,6 +66,14 @@ func samples() []Message {
 		&Synced{7, 42, 7, Sum([]byte("chain"))},
 		&Bulk{5, 6},
 		&Report{Committed: 7, Applied: 5, Room: 1 << 34, Staged: 1 << 26, Comparing: true, Quarantine: 3},
+		&Suspect{1, 7, []SuspectEntry{
+			{128 << 10, 64 << 10, Sum([]byte("sent")), Sum([]byte("arrived"))}, {1 << 30, 4096, Sum([]byte("a")), Sum([]byte("b"))},
+		}},
+		&Quarantine{
+			Class: 5, More: true, Epoch: 7, Since: 1785000000, Reason: "block 2 differs after 3 reads",
+			Extents: []Extent{{128 << 10, 64 << 10}, {1 << 30, 4096}},
+		},
+		&Repair{All: true},
 	}
 }
 

@@ -77,6 +77,7 @@ const (
 	AttachedBlank        AttachedFlags = 1 << 2 // nothing was ever replicated into it: see DataEnd
 	AttachedPageCache    AttachedFlags = 1 << 3 // as OpenedPageCache
 	AttachedDoubts       AttachedFlags = 1 << 4 // Doubt frames follow, or may follow later
+	AttachedReadOnly     AttachedFlags = 1 << 5 // nothing new is taken; Quarantine frames follow and tell why
 )
 
 // Rebase begins an epoch, carries a staged part over to a later cut, or drops it. It is a record of the
@@ -123,4 +124,41 @@ type Report struct {
 	Staged     int64  // bytes that staging holds, applied ones not counted
 	Comparing  bool   // the mirror is still comparing its own device with its index
 	Quarantine uint32 // blocks in quarantine
+}
+
+// Suspect tells the mirror what it has to put into quarantine: blocks that stay different at it. It is the
+// first message of a session, and is said with every connection until Attached tells that the mirror is
+// read-only. The mirror makes that durable and ends the session (CodeIntegrity).
+type Suspect struct {
+	// Class of the mismatch, here and in Quarantine: 1 payload, 2 acknowledgement, 3 staging, 4 the mirror's
+	// device, 5 verify, 6 rot.
+	Class   uint8
+	Epoch   uint64         // that was shipped or compared
+	Entries []SuspectEntry // ascending and disjoint; 1 to MaxSuspects
+}
+
+// SuspectEntry is a block, a part of one, or the range of a Zero.
+type SuspectEntry struct {
+	Offset int64
+	Length uint32
+	Want   Hash // the primary's
+	Got    Hash // what the mirror told
+}
+
+// Quarantine follows an Attached with AttachedReadOnly: why nothing new is taken, and what is in quarantine.
+// Where the extents do not fit into one frame, several follow directly, More set in all but the last; each
+// repeats the head.
+type Quarantine struct {
+	Class   uint8 // as in Suspect
+	More    bool
+	Epoch   uint64
+	Since   int64  // by the mirror's clock, Unix seconds
+	Reason  string // for a person
+	Extents []Extent
+}
+
+// Repair lets a read-only mirror take part in this session: it answers offers and stages, so that what is in
+// quarantine leaves it. It ends with the connection.
+type Repair struct {
+	All bool // every page is to be compared, of a mirror in any state
 }

@@ -16,10 +16,12 @@ const (
 	MaxBlock      = 1 << 20 // the largest block, and the largest raw payload of one Data frame
 	MaxRun        = 1 << 20 // the largest contiguous run of Data frames (see Data.Follow)
 	MaxOffer      = 512     // hashes in one Offer
-	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt or Rebase
+	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt, Rebase or Quarantine
 	MaxHoles      = 1024    // extents of holes in one Commit
 	MaxDevices    = 512     // device identities in one Open or Attach
 	MaxZeroExtent = 1 << 30 // bytes that one Zero may cover
+	MaxSuspects   = 64      // entries in one Suspect
+	MaxTree       = 1 << 29 // bytes under one hash of an Offer of trees: MaxOffer blocks of MaxBlock
 )
 
 // Message is one of the pointer types below.
@@ -104,10 +106,22 @@ type Refused struct {
 type Offer struct {
 	Seq    uint64
 	Offset int64
-	Length uint32 // bytes covered; the last unit may be shorter
-	Unit   uint32 // bytes that one hash covers: the block size in one-shot sync, a page or a block else
+	Length uint32     // bytes covered; the last unit may be shorter
+	Unit   uint32     // bytes that one hash covers: the block size in one-shot sync, a page or a block else, more with OfferTree
+	Flags  OfferFlags // of a live session; 0 in one-shot sync
 	Hashes []Hash
 }
+
+// OfferFlags tell what a comparison is for.
+type OfferFlags uint32
+
+const (
+	// OfferVerify: a comparison that settles no doubt and takes nothing out of quarantine.
+	OfferVerify OfferFlags = 1 << 0
+	// OfferTree: each hash is the TreeHash over the blocks of one unit, which is a power of two of at most
+	// MaxTree. Only with OfferVerify.
+	OfferTree OfferFlags = 1 << 1
+)
 
 // Want answers an Offer: bit i of Bits (LSB first) is set where unit i differs.
 type Want struct {

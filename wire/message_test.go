@@ -2,6 +2,7 @@ package wire
 
 import (
 	"errors"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"reflect"
@@ -68,8 +69,12 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeRefused:
 		return &Refused{Code(1 + r.IntN(math.MaxUint16)), text(MaxText)}
 	case TypeOffer:
-		n, size := 1+r.IntN(MaxOffer), blockSize()
-		return &Offer{r.Uint64(), r.Int64N(1 << 50), uint32(n)*size - uint32(r.IntN(int(size))), size, hashes(n)}
+		size, flags := blockSize(), []OfferFlags{0, OfferVerify, OfferVerify | OfferTree}[r.IntN(3)]
+		if flags&OfferTree != 0 {
+			size = MinBlock << r.IntN(18)
+		}
+		n := 1 + r.IntN(min(MaxOffer, math.MaxUint32/int(size)))
+		return &Offer{r.Uint64(), r.Int64N(1 << 50), uint32(n)*size - uint32(r.IntN(int(size))), size, flags, hashes(n)}
 	case TypeWant:
 		return &Want{r.Uint64(), []byte(strings.Repeat("w", 1+r.IntN(MaxOffer/8)))}
 	case TypeData:
@@ -134,7 +139,7 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeAttached:
 		m := &Attached{
 			VolumeID: id(), Generation: Generation{id(), r.Uint64(), id(), r.Uint64()}, LastCut: r.Uint64(), Applied: r.Uint64(),
-			Flags: AttachedFlags(r.IntN(32)), MaxOffers: 1 + r.Uint32N(100), Size: r.Int64(), Room: r.Int64(),
+			Flags: AttachedFlags(r.IntN(64)), MaxOffers: 1 + r.Uint32N(100), Size: r.Int64(), Room: r.Int64(),
 			Window: MaxRun + r.Uint64N(1<<40),
 		}
 		if m.Flags&AttachedBlank != 0 {
@@ -162,6 +167,19 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		return &Bulk{r.Uint64(), r.Uint64()}
 	case TypeReport:
 		return &Report{r.Uint64(), r.Uint64(), r.Int64(), r.Int64(), coin(), r.Uint32()}
+	case TypeSuspect:
+		m := &Suspect{Class: uint8(1 + r.IntN(lastClass)), Epoch: r.Uint64()}
+		for end := int64(0); len(m.Entries) == 0 || len(m.Entries) < MaxSuspects && r.IntN(32) > 0; {
+			e := SuspectEntry{end + r.Int64N(1<<50), 1 + r.Uint32N(MaxZeroExtent), hash(), hash()}
+			m.Entries, end = append(m.Entries, e), e.Offset+int64(e.Length)
+		}
+		return m
+	case TypeQuarantine:
+		return &Quarantine{
+			uint8(1 + r.IntN(lastClass)), coin(), r.Uint64(), int64(r.Uint64()), text(MaxText), pages(1+r.IntN(MaxEntries), true),
+		}
+	case TypeRepair:
+		return &Repair{coin()}
 	}
 	return nil
 }
@@ -306,7 +324,7 @@ func TestBroken(t *testing.T) {
 		"attached room":     attached(func(m *Attached) { m.Room = -1 }),
 		"attached window":   attached(func(m *Attached) { m.Window = MaxRun - 1 }),
 		"attached offers":   attached(func(m *Attached) { m.MaxOffers = 0 }),
-		"attached flags":    attached(func(m *Attached) { m.Flags |= 1 << 5 }),
+		"attached flags":    attached(func(m *Attached) { m.Flags |= 1 << 6 }),
 		"staged base":       attached(func(m *Attached) { m.StagedBase = m.StagedNumber }),
 		"staged nothing":    attached(func(m *Attached) { m.StagedNumber = 0 }),
 		"staged process":    unstaged(func(m *Attached) { m.StagedIncarnation = 1 }),
@@ -333,6 +351,7 @@ func TestBroken(t *testing.T) {
 		"report room":   &Report{Room: -1},
 		"report staged": &Report{Staged: -1},
 	}
+	maps.Copy(cases, brokenReadOnly(many))
 	for name, m := range cases {
 		if _, err := appendFrame(nil, m); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: encoded, %v", name, err)
@@ -353,7 +372,7 @@ func TestBroken(t *testing.T) {
 
 // TestBits: a byte that is a yes or no is nothing else.
 func TestBits(t *testing.T) {
-	for kind, at := range map[Type]int{TypeDoubt: 0, TypeRebase: 32, TypeReport: 32} {
+	for kind, at := range map[Type]int{TypeDoubt: 0, TypeRebase: 32, TypeReport: 32, TypeQuarantine: 1, TypeRepair: 0} {
 		meta := appendMeta(nil, sample(kind))
 		h := header{kind: kind, meta: uint32(len(meta))}
 		if meta[at] != 1 {
@@ -423,6 +442,8 @@ func TestReserved(t *testing.T) {
 		TypeData: {33, 34, 35, 36, 37, 38, 39}, TypeZero: {36, 37, 38, 39}, TypeAck: {17, 18, 19, 20, 21, 22, 23, 56 + 17},
 		TypeNak: {17, 18, 19, 20, 21, 22, 23}, TypeCommit: {68, 69, 70, 71}, TypeDoubt: {1, 2, 3, 4, 5, 6, 7},
 		TypeAttach: {116, 117, 118, 119}, TypeRebase: {33, 34, 35, 36, 37, 38, 39}, TypeReport: {33, 34, 35},
+		TypeOffer: {28, 29, 30, 31}, TypeSuspect: {1, 2, 3, 4, 5, 6, 7, 28, 29, 30, 31, 80 + 28}, TypeQuarantine: {4, 5, 6, 7},
+		TypeRepair: {1, 2, 3, 4, 5, 6, 7},
 	}
 	for _, m := range samples() {
 		for _, at := range reserved[m.Type()] {

@@ -72,7 +72,8 @@ func typeRows() (rows []string) {
 		TypeData: "source", TypeZero: "source", TypeAck: "target", TypeNak: "target", TypeFlush: "source", TypeFlushed: "target",
 		TypeCommit: "source", TypeCommitted: "target", TypeDoubt: "target", TypePing: "both", TypePong: "both", TypeWindow: "target",
 		TypeHalt: "both", TypeBye: "both", TypeRebase: "primary", TypeAttach: "primary", TypeAttached: "mirror",
-		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror",
+		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror", TypeSuspect: "primary",
+		TypeQuarantine: "mirror", TypeRepair: "primary",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
@@ -103,10 +104,12 @@ func limitRows() (rows []string) {
 		{"MaxBlock: a block, and the raw payload of one Data", MaxBlock},
 		{"MaxRun: a run of Data, raw", MaxRun},
 		{"MaxOffer: hashes in one Offer", MaxOffer},
-		{"MaxEntries: entries in one Ack or Nak, extents in one Doubt or Rebase", MaxEntries},
+		{"MaxEntries: entries in one Ack or Nak, extents in one Doubt, Rebase or Quarantine", MaxEntries},
 		{"MaxHoles: extents of holes in one Commit", MaxHoles},
 		{"MaxDevices: devices in one Open or Attach", MaxDevices},
-		{"MaxZeroExtent: bytes that one Zero covers", MaxZeroExtent},
+		{"MaxZeroExtent: bytes that one Zero covers, or one entry of a Suspect", MaxZeroExtent},
+		{"MaxSuspects: entries in one Suspect", MaxSuspects},
+		{"MaxTree: bytes under one hash of an Offer of trees", MaxTree},
 	} {
 		rows = append(rows, fmt.Sprintf("| %s | %d |", l.what, l.limit))
 	}

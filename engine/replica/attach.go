@@ -30,6 +30,9 @@ func (c *Core) Admit(m *wire.Attach) *Refusal {
 	case f.UUID != m.VolumeID && !overwrite:
 		return &Refusal{wire.CodeHistory, "the mirror holds another volume",
 			"name another mirror, or say `blkmirror resume VOLUME --overwrite-mirror NAME` at the primary"}
+	case f.UUID != m.VolumeID && c.readOnly():
+		return &Refusal{wire.CodeState, "the mirror is read-only, with another volume: " + f.Mirror.ReadOnly.Reason,
+			"repair that volume with its own primary, or make a new mirror"}
 	case f.UUID != m.VolumeID && len(f.Mirror.Epochs) > 0:
 		return &Refusal{wire.CodeBusy, "epochs of the volume that it holds are still being applied", "try again later"}
 	case f.UUID == m.VolumeID && (f.Size != m.Size || f.BlockSize != m.BlockSize):
@@ -89,11 +92,14 @@ func (c *Core) attach(e *Attach) {
 	}
 	c.session = s
 	if e.Fresh && c.virgin() && c.doubts.Count() > 0 { // zeroes that the primary may leave out, and nothing else
-		c.doubts = newDoubts(m.Size)
+		c.doubts = newSet(m.Size)
 		c.listDoubts()
 		c.journal()
 	}
 	c.send(c.attached(known, e.Fresh))
+	if c.readOnly() {
+		c.tellQuarantine()
+	}
 	if d := c.facts.Mirror.Doubts; len(d) > 0 {
 		c.tellDoubts(d)
 	}
@@ -108,7 +114,7 @@ func (c *Core) adopt(m *wire.Attach) {
 		BootID: old.BootID, Device: old.Device,
 	}
 	c.facts.Mirror.Inconsistent = true
-	c.doubts = newDoubts(m.Size)
+	c.doubts, c.quarantine = newSet(m.Size), newSet(m.Size)
 }
 
 // content is the generation of what the device holds; zero: of none.
@@ -132,6 +138,7 @@ func (c *Core) attached(known, fresh bool) *wire.Attached {
 	}{
 		{m.Bulk, wire.AttachedBulk}, {m.Inconsistent, wire.AttachedInconsistent},
 		{fresh && c.virgin(), wire.AttachedBlank}, {len(m.Doubts) > 0 || c.comparing, wire.AttachedDoubts},
+		{c.readOnly(), wire.AttachedReadOnly},
 	} {
 		if f.set {
 			a.Flags |= f.flag

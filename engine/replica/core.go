@@ -64,6 +64,9 @@ type Core struct {
 	owes      bool              // a Report, as soon as it was measured what an applied epoch left
 	doubts    *blockdev.PageSet // facts.Mirror.Doubts
 
+	quarantine *blockdev.PageSet            // facts.Mirror.Quarantine, and in a repair of all everything else
+	mending    map[uint64]*blockdev.PageSet // by epoch of a repair: the pages that it brings
+
 	session *session // nil: no primary is attached
 	out     []Action
 }
@@ -87,6 +90,8 @@ type session struct {
 	writes      int               // in place, under way
 	placed      []blockdev.Extent // written in place since the last Flush, where anything is doubted
 	offers      int               // being compared
+	checks      []*wire.Offer     // of a verify, that wait for a device that shows the committed cut
+	repairing   bool              // the session may offer and stage although the mirror is read-only
 	committing  *Commit
 	refused     bool  // a Commit was not taken for room: what stands on it has no base
 	ended       bool  // nothing more is taken
@@ -97,11 +102,13 @@ type session struct {
 // New makes the core of a mirror of what is durable: its facts, and a staging that is not committed, up to
 // its last synced point. Begin is called before anything else.
 func New(facts journal.VolumeFacts, staged *Staged) *Core {
-	c := &Core{limits: Limits{}.withDefaults(), facts: facts, staged: staged}
-	c.doubts = blockdev.NewPageSet(pages(facts.Size))
+	c := &Core{limits: Limits{}.withDefaults(), facts: facts, staged: staged, mending: map[uint64]*blockdev.PageSet{}}
+	c.doubts, c.quarantine = newSet(facts.Size), newSet(facts.Size)
 	for _, e := range facts.Mirror.Doubts {
-		first, count := c.pageRange(e)
-		c.doubts.Add(first, count)
+		c.doubts.Add(c.pageRange(e))
+	}
+	for _, e := range facts.Mirror.Quarantine {
+		c.quarantine.Add(c.pageRange(e))
 	}
 	return c
 }
@@ -155,6 +162,8 @@ func (c *Core) Step(e Event) []Action {
 		c.compared(e)
 	case *Doubted:
 		c.doubted(e.Extents)
+	case *Mismatched:
+		c.mistrust(e.Cause, e.Extents)
 	case *Comparing:
 		c.compares(e)
 	case *Pause:
@@ -178,6 +187,10 @@ func (c *Core) arrived(e Event) {
 	if c.session == nil || c.session.ended {
 		return
 	}
+	if c.barred(e) {
+		c.end(wire.CodeReadOnly, "%s", c.readOnlyText())
+		return
+	}
 	taken := true
 	switch e := e.(type) {
 	case *Rebase:
@@ -194,6 +207,10 @@ func (c *Core) arrived(e Event) {
 		taken = c.bulk(e.Message)
 	case *Flush:
 		taken = c.flush(e.Message)
+	case *Suspect:
+		taken = c.suspect(e)
+	case *Repair:
+		taken = c.repair(e.Message)
 	}
 	if !taken {
 		c.session.held = e
@@ -235,7 +252,7 @@ func (c *Core) report() {
 	m := c.mirror()
 	c.session.room = c.room()
 	c.send(&wire.Report{Committed: m.Committed, Applied: m.Applied, Room: c.room(), Staged: max(0, c.held),
-		Comparing: c.comparing, Quarantine: 0})
+		Comparing: c.comparing, Quarantine: c.quarantineBlocks()})
 }
 
 // tellRoom reports where much room was found or lost, and what was owed.
@@ -265,14 +282,16 @@ func (c *Core) doubted(extents []blockdev.Extent) {
 	}
 }
 
-// listDoubts writes the doubt set into the facts. Where it has too many extents the last one covers all the
-// rest: to doubt too much costs comparing.
-func (c *Core) listDoubts() {
-	var list []blockdev.Extent
+// listDoubts writes the doubt set into the facts.
+func (c *Core) listDoubts() { c.mirror().Doubts = c.list(c.doubts) }
+
+// list is what the facts hold of a set. Where it has too many extents the last one covers all the rest: to
+// doubt too much costs comparing.
+func (c *Core) list(set *blockdev.PageSet) (list []blockdev.Extent) {
 	for at := uint64(0); ; {
-		first, count, ok := c.doubts.NextSet(at)
+		first, count, ok := set.NextSet(at)
 		if !ok {
-			break
+			return list
 		}
 		at = first + count
 		e := c.extent(first, count)
@@ -282,7 +301,6 @@ func (c *Core) listDoubts() {
 		}
 		list = append(list, e)
 	}
-	c.mirror().Doubts = list
 }
 
 // compares notes that the comparison of the device with the index began or ended. Only when it has come to
@@ -320,15 +338,15 @@ func (c *Core) extent(first, count uint64) blockdev.Extent {
 	return blockdev.Extent{Offset: off, Length: min(int64(first+count)*blockdev.PageSize, c.facts.Size) - off}
 }
 
-// clearWhole takes the pages that lie wholly in ranges out of the doubt set, and tells whether there were any.
-func (c *Core) clearWhole(ranges []blockdev.Extent) (changed bool) {
+// clearWhole takes the pages that lie wholly in ranges out of a set, and tells whether there were any.
+func clearWhole(set *blockdev.PageSet, ranges []blockdev.Extent, size int64) (changed bool) {
 	for _, e := range ranges {
 		first := pages(e.Offset)
 		last := uint64(e.End() / blockdev.PageSize)
-		if e.End() == c.facts.Size {
+		if e.End() == size {
 			last = pages(e.End())
 		}
-		if first < last && c.doubts.Remove(first, last-first) > 0 {
+		if first < last && set.Remove(first, last-first) > 0 {
 			changed = true
 		}
 	}

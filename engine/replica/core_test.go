@@ -274,7 +274,8 @@ func TestDoubts(t *testing.T) {
 		step{p.data(3, 4*page, 2*page), "Append Ack"},
 		step{p.commit(2, 3), "Reserve"},
 		step{&Reserved{true}, "SealStaging Journal Committed Apply"},
-		step{&Applied{Epoch: 3, Damaged: []blockdev.Extent{{Offset: 5 * page, Length: page}}}, "Journal RemoveStaging Doubt"},
+		step{&Applied{Epoch: 3, Damaged: []blockdev.Extent{{Offset: 5 * page, Length: page}}, Cause: journal.ReadOnly{Class: journal.ClassStaging}},
+			"Journal End21 RemoveStaging"},
 	)
 	want := []blockdev.Extent{{Offset: 5 * page, Length: 3 * page}, {Offset: 16 * page, Length: page}}
 	if got := c.Facts().Mirror.Doubts; !reflect.DeepEqual(got, want) {

@@ -5,7 +5,7 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
-func newDoubts(size int64) *blockdev.PageSet { return blockdev.NewPageSet(pages(size)) }
+func newSet(size int64) *blockdev.PageSet { return blockdev.NewPageSet(pages(size)) }
 
 // bulk opens the device for writing in place, up to the next Flush. The first byte comes after the facts say
 // so, durably, with the number of that Flush, and after the index is gone. Where the device was open already,
@@ -46,7 +46,7 @@ func (c *Core) direct() {
 
 // placed notes what was written in place. It is vouched for again from the next Flush on.
 func (c *Core) placed(extents []blockdev.Extent) {
-	if c.doubts.Count() > 0 {
+	if c.doubts.Count() > 0 || c.session.repairing {
 		c.session.placed = append(c.session.placed, extents...)
 	}
 }
@@ -68,8 +68,11 @@ func (c *Core) flush(m *wire.Flush) bool {
 	s.bulk = false
 	f.Holes, f.Unproven = nil, false
 	f.Incarnation = s.incarnation
-	if c.clearWhole(s.placed) {
+	if clearWhole(c.doubts, s.placed, c.facts.Size) {
 		c.listDoubts()
+	}
+	if s.repairing && clearWhole(c.quarantine, s.placed, c.facts.Size) {
+		c.mended()
 	}
 	s.placed = nil
 	c.settleHistory()
@@ -81,6 +84,11 @@ func (c *Core) flush(m *wire.Flush) bool {
 // offer compares hashes with the device, when nothing is staged or unapplied and what was written is durable.
 func (c *Core) offer(m *wire.Offer) bool {
 	s := c.session
+	if m.Flags&wire.OfferVerify != 0 {
+		s.checks = append(s.checks, m)
+		c.check()
+		return true
+	}
 	switch {
 	case c.staged != nil:
 		return c.end(wire.CodeProtocol, "Offer %d while epoch %d is staged", m.Seq, c.staged.Number)
@@ -96,11 +104,25 @@ func (c *Core) offer(m *wire.Offer) bool {
 	return true
 }
 
+// check answers the offers of a verify from a device that holds the committed cut and nothing else.
+func (c *Core) check() {
+	s := c.session
+	if s == nil || s.ended || len(s.checks) == 0 || len(c.mirror().Epochs) > 0 || s.writes > 0 {
+		return
+	}
+	for _, m := range s.checks {
+		s.offers++
+		c.do(Compare{m})
+	}
+	s.checks = nil
+}
+
 // compared ends an offer. What is equal is vouched for again; the journal learns it with the next record
 // that is made anyway, or when the last doubt goes.
 func (c *Core) compared(e *Compared) {
 	c.session.offers--
-	if c.doubts.Count() == 0 || !c.clearWhole(e.Equal) {
+	c.foundEqual(e.Equal)
+	if c.doubts.Count() == 0 || !clearWhole(c.doubts, e.Equal, c.facts.Size) {
 		return
 	}
 	c.listDoubts()

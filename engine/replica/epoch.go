@@ -127,8 +127,8 @@ func (c *Core) commit(e *Commit) bool {
 			m.Epoch, m.Records, st.Chain.Records())
 	case m.Pages != e.Pages.Count():
 		return c.end(wire.CodeIntegrity, "Commit of epoch %d with %d pages, but %d are staged", m.Epoch, m.Pages, e.Pages.Count())
-	case len(c.mirror().Epochs) == journal.MaxEpochs:
-		return false
+	case len(c.mirror().Epochs) == journal.MaxEpochs, len(c.session.checks) > 0 && len(c.mirror().Epochs) > 0:
+		return false // a verify waits for a device without anything unapplied
 	}
 	c.session.committing = e
 	c.do(Reserve{m.Epoch})
@@ -152,6 +152,9 @@ func (c *Core) reserved(enough bool) {
 	c.doubts.Subtract(e.Pages)
 	c.listDoubts()
 	f := c.mirror()
+	if c.session.repairing {
+		c.mending[m.Epoch] = e.Pages.Clone()
+	}
 	f.Committed, f.Incarnation = m.Epoch, c.session.incarnation
 	f.Epochs = append(f.Epochs, m.Epoch)
 	f.Bulk, f.Inconsistent, f.InPlace, f.Under = false, false, false, 0
@@ -172,11 +175,13 @@ func (c *Core) settleHistory() {
 
 // applyNext begins to apply the oldest committed epoch. Offers are answered from a device that stands still.
 func (c *Core) applyNext() {
+	c.check()
 	if c.applying || len(c.mirror().Epochs) == 0 || c.session != nil && c.session.offers > 0 {
 		return
 	}
 	c.applying = true
-	c.do(Apply{c.mirror().Epochs[0]})
+	epoch := c.mirror().Epochs[0]
+	c.do(Apply{epoch, c.mending[epoch] != nil})
 }
 
 // applied settles an epoch that the device alone holds now.
@@ -185,16 +190,21 @@ func (c *Core) applied(e *Applied) {
 	c.applying, c.settled = false, true
 	f.Applied = e.Epoch
 	f.Epochs = append([]uint64(nil), f.Epochs[1:]...)
+	if pages := c.mending[e.Epoch]; pages != nil {
+		delete(c.mending, e.Epoch)
+		c.quarantine.Subtract(pages)
+	}
 	for _, d := range e.Damaged {
 		c.doubts.Add(c.pageRange(d))
+		c.quarantine.Add(c.pageRange(d))
 	}
-	if len(e.Damaged) > 0 {
+	c.mended()
+	if len(e.Damaged) == 0 {
+		c.journal()
+	} else {
 		c.listDoubts()
+		c.mistrust(e.Cause, e.Damaged)
 	}
-	c.journal()
 	c.do(RemoveStaging{e.Epoch})
 	c.owes = true
-	if len(e.Damaged) > 0 && c.session != nil && !c.session.ended {
-		c.tellDoubts(e.Damaged)
-	}
 }

@@ -37,6 +37,12 @@ type (
 	Offer  struct{ Message *wire.Offer }
 	Bulk   struct{ Message *wire.Bulk }
 	Flush  struct{ Message *wire.Flush }
+	// Suspect comes with the present time, in Unix seconds.
+	Suspect struct {
+		Message *wire.Suspect
+		Now     int64
+	}
+	Repair struct{ Message *wire.Repair }
 )
 
 // What happens at the mirror.
@@ -48,10 +54,17 @@ type (
 	// Compared says that an Offer was answered. Equal are the ranges whose content was the primary's.
 	Compared struct{ Equal []blockdev.Extent }
 	// Applied says that an epoch is on the device, which was flushed, and the index synced. Damaged are
-	// ranges whose staged payload is not what was committed: they were left as they are.
+	// ranges that do not hold what was committed, since its staged payload is another one, or since the device
+	// gives back something else; Cause says more of them.
 	Applied struct {
 		Epoch   uint64
 		Damaged []blockdev.Extent
+		Cause   journal.ReadOnly
+	}
+	// Mismatched says that ranges of the device are not what they must be.
+	Mismatched struct {
+		Cause   journal.ReadOnly
+		Extents []blockdev.Extent
 	}
 	// Lost says that the session is over, and that nothing of it is still to be written.
 	Lost struct{}
@@ -69,23 +82,26 @@ type (
 	Pause struct{ Paused bool }
 )
 
-func (*Attach) event()    {}
-func (*Rebase) event()    {}
-func (*Record) event()    {}
-func (*Commit) event()    {}
-func (*Direct) event()    {}
-func (*Offer) event()     {}
-func (*Bulk) event()      {}
-func (*Flush) event()     {}
-func (*Reserved) event()  {}
-func (*Written) event()   {}
-func (*Compared) event()  {}
-func (*Applied) event()   {}
-func (*Lost) event()      {}
-func (*Measured) event()  {}
-func (*Doubted) event()   {}
-func (*Comparing) event() {}
-func (*Pause) event()     {}
+func (*Attach) event()     {}
+func (*Rebase) event()     {}
+func (*Record) event()     {}
+func (*Commit) event()     {}
+func (*Direct) event()     {}
+func (*Offer) event()      {}
+func (*Bulk) event()       {}
+func (*Flush) event()      {}
+func (*Suspect) event()    {}
+func (*Repair) event()     {}
+func (*Mismatched) event() {}
+func (*Reserved) event()   {}
+func (*Written) event()    {}
+func (*Compared) event()   {}
+func (*Applied) event()    {}
+func (*Lost) event()       {}
+func (*Measured) event()   {}
+func (*Doubted) event()    {}
+func (*Comparing) event()  {}
+func (*Pause) event()      {}
 
 // Action is one of the types below. Actions are carried out in their order, each before the next; those
 // that say "begins" only begin something that ends with an event.
@@ -115,7 +131,11 @@ type (
 	// else happens.
 	Reserve struct{ Epoch uint64 }
 	// Apply begins to bring a committed epoch to the device; Applied ends it. Only the oldest is applied.
-	Apply struct{ Epoch uint64 }
+	// ReadBack: what was written is read back and compared, whatever the settings say.
+	Apply struct {
+		Epoch    uint64
+		ReadBack bool
+	}
 	// RemoveStaging removes the staging of an epoch that was applied.
 	RemoveStaging struct{ Epoch uint64 }
 

@@ -67,7 +67,24 @@ func (c *Core) Attached(a *wire.Attached, overwrite bool) Attachment {
 	c.attached, c.known = true, true
 	v.Restart = passing
 	c.begin(a, &v)
+	if a.Flags&wire.AttachedReadOnly != 0 {
+		c.Bar()
+	}
 	return v
+}
+
+// Bar says that nothing may be shipped before a repair: the mirror is read-only, or has to be told to be.
+func (c *Core) Bar() { c.phase = ReadOnly }
+
+// Repair ends ReadOnly for the connection: the mirror was told.
+func (c *Core) Repair() { c.phase = c.taking() }
+
+// taking is the phase of a mirror that takes what it is sent.
+func (c *Core) taking() Phase {
+	if c.cur != nil || c.sent != nil || !c.inconsistent {
+		return Shipping
+	}
+	return Bulk
 }
 
 // forget starts anew on what the mirror says it holds.
@@ -105,12 +122,8 @@ func (c *Core) begin(a *wire.Attached, v *Attachment) {
 	if v.AllDoubt == "" && !v.AllDirty {
 		c.resume(a, v)
 	}
-	switch {
-	case c.cur != nil || c.sent != nil || !c.inconsistent:
-		c.phase = Shipping
-	default:
+	if c.phase = c.taking(); c.phase == Bulk {
 		v.Restart = true
-		c.phase = Bulk
 	}
 	if v.Restart {
 		c.bulk = bulk{}

@@ -40,6 +40,7 @@ func (c Config) withDefaults() Config {
 //	Away ─Attached→ Refused | Reconciling | Bulk | Shipping
 //	Reconciling ─no doubt left→ Bulk | Shipping
 //	Bulk ─what is left fits→ Shipping ─first commit given up for room→ Bulk
+//	any ─the mirror is read-only→ ReadOnly ─repair→ Reconciling | Bulk | Shipping
 //	any ─connection lost→ Away
 type Phase uint8
 
@@ -49,6 +50,7 @@ const (
 	Reconciling              // pages in doubt are compared
 	Bulk                     // straight into the device
 	Shipping                 // epochs
+	ReadOnly                 // a session, and nothing is taken until a repair
 )
 
 // Counts are the sizes of the mirror's sets at the moment of a call, in pages.
@@ -199,7 +201,7 @@ func (c *Core) next(now time.Time, n Counts) Action {
 		}
 	}
 	switch c.phase {
-	case Away, Refused:
+	case Away, Refused, ReadOnly:
 		if c.phase == Away && c.cur != nil {
 			return Action{Kind: Wait, At: c.lostAt.Add(AwayLimit)}
 		}
@@ -229,6 +231,8 @@ func (c *Core) endangered(now time.Time, n Counts) (Action, bool) {
 		return give("the mirror is away")
 	case c.phase == Refused:
 		return give("nothing may move")
+	case c.phase == ReadOnly:
+		return give("the mirror is read-only")
 	case c.voidIt:
 		return give("what was staged is gone")
 	case c.spoilt:

@@ -94,8 +94,12 @@ func (t *Tracker) sureLocked(s *Sets) *blockdev.PageSet {
 func (t *Tracker) Needed(s *Sets, page uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.open.Contains(page) || s.waiting.Contains(page) || s.todo.Contains(page) || s.staged.Contains(page) ||
-		s.committing.Contains(page) || s.doubt.Contains(page) || s.holes.Contains(page)
+	return slices.ContainsFunc(s.allLocked(), func(set *blockdev.PageSet) bool { return set.Contains(page) })
+}
+
+// allLocked are the sets that make up what a consumer needs.
+func (s *Sets) allLocked() []*blockdev.PageSet {
+	return []*blockdev.PageSet{s.tracker.open.PageSet, s.waiting.PageSet, s.todo.PageSet, s.staged.PageSet, s.committing.PageSet, s.holes, s.doubt}
 }
 
 // Needs is a copy of all that a consumer needs, what is in doubt with it.

@@ -21,6 +21,7 @@ type Tracker struct {
 	mu        sync.Mutex
 	open      dated // written since the last cut, of everybody
 	consumers []*Sets
+	watches   []*Watch
 	regions
 }
 
@@ -97,6 +98,7 @@ func (t *Tracker) Begin(first, count uint64) (Write, error) {
 			w.closed = append(w.closed, closed{s, s.round})
 		}
 	}
+	t.watchedLocked(w.Run)
 	marks := t.enterLocked(w.Run, now)
 	t.mu.Unlock()
 

@@ -1,0 +1,452 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+	"github.com/blkmirror/blkmirror/engine/ship"
+	"github.com/blkmirror/blkmirror/journal"
+	"github.com/blkmirror/blkmirror/wire"
+)
+
+const (
+	verifyWorkers = 3                      // groups compared at once, each with a buffer of 1 MiB
+	verifyRounds  = 20                     // over what was written meanwhile
+	verifyPause   = 200 * time.Millisecond // before another round
+	verifyTries   = 3                      // readings of both sides before a block counts as different
+)
+
+// jobs are what a person has a primary do, one at a time: they end with it.
+type jobs struct {
+	mu     sync.Mutex
+	under  string // what is under way
+	closed bool
+	ended  sync.WaitGroup
+	cancel context.CancelCauseFunc
+}
+
+// job begins one. done ends it.
+func (p *primary) job(ctx context.Context, what string) (job context.Context, done func(), err error) {
+	j := &p.jobs
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.closed:
+		return nil, nil, errMirrorStopped(p.name)
+	case j.under != "":
+		return nil, nil, &Error{Kind: KindState, Op: what, On: p.name, Err: fmt.Errorf("a %s is under way", j.under), Next: "wait for it, or end it"}
+	}
+	job, j.cancel = context.WithCancelCause(ctx)
+	j.under = what
+	j.ended.Add(1)
+	return job, func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.cancel(nil)
+		j.under = ""
+		j.ended.Done()
+	}, nil
+}
+
+// endJobs ends what is under way, and waits.
+func (p *primary) endJobs() {
+	j := &p.jobs
+	j.mu.Lock()
+	j.closed = true
+	if j.under != "" {
+		j.cancel(errDaemonStops)
+	}
+	j.mu.Unlock()
+	j.ended.Wait()
+}
+
+// chosen are the mirrors that a person named: one, or all.
+func (p *primary) chosen(op, name string) ([]*shipper, error) {
+	all := p.shippers()
+	if name != "" {
+		all = slices.Clone(all)
+		all = slices.DeleteFunc(all, func(s *shipper) bool { return s.config.Name != name })
+	}
+	switch {
+	case len(p.shippers()) == 0:
+		return nil, &Error{Kind: KindState, Op: op, On: p.name, Err: errors.New("the volume has no mirror"), Next: "name one with --mirror"}
+	case len(all) == 0:
+		return nil, &Error{Kind: KindUsage, Op: op, On: p.name, Err: fmt.Errorf("no mirror is called %q", name), Next: "see `blkmirror status` for their names"}
+	}
+	return all, nil
+}
+
+// verify compares mirrors with what is here.
+func (p *primary) verify(ctx context.Context, o VerifyOptions, progress func(CheckProgress)) ([]VerifyResult, error) {
+	ctx, done, err := p.job(ctx, "verify")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	chosen, err := p.chosen("verify", o.Mirror)
+	if err != nil {
+		return nil, err
+	}
+	var results []VerifyResult
+	for _, s := range chosen {
+		v := newVerification(s, o.Rate, progress)
+		r, err := v.run(ctx)
+		if err != nil {
+			return results, err
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// verification is one verify of one mirror. Blocks are settled one way or another exactly once.
+type verification struct {
+	s        *shipper
+	g        geometry
+	blocks   uint64
+	limit    *rate.Limiter
+	progress func(CheckProgress)
+	checked  atomic.Int64 // bytes
+
+	mu      sync.Mutex
+	pending *blockdev.PageSet // blocks that are to be compared one by one, or again
+	wrong   *blockdev.PageSet // blocks that differ
+	found   map[uint64]wire.Hash
+}
+
+func newVerification(s *shipper, bytesPerSecond int64, progress func(CheckProgress)) *verification {
+	g := geometry{size: s.p.size, blockSize: s.p.blockSize}
+	blocks := uint64((g.size + g.blockSize - 1) / g.blockSize)
+	limit := rate.NewLimiter(rate.Inf, offerBytes)
+	if bytesPerSecond > 0 {
+		limit.SetLimit(rate.Limit(bytesPerSecond))
+	}
+	return &verification{s: s, g: g, blocks: blocks, limit: limit, progress: progress,
+		pending: blockdev.NewPageSet(blocks), wrong: blockdev.NewPageSet(blocks), found: map[uint64]wire.Hash{}}
+}
+
+// run compares everything, and then what was written meanwhile, as long as that comes to rest.
+func (v *verification) run(ctx context.Context) (r VerifyResult, err error) {
+	began := time.Now()
+	s := v.s
+	r = VerifyResult{Volume: s.p.name, Mirror: s.config.Name, Extents: []CheckedExtent{}}
+	from := s.verifyFrom()
+	r.ResumedAt = int64(from) * v.g.blockSize
+	at, err := v.groups(ctx, from)
+	if err != nil {
+		s.setVerifyFrom(at)
+		return r, err
+	}
+	s.setVerifyFrom(0)
+	for round := 0; err == nil && v.pending.Count() > 0 && round < verifyRounds; round++ {
+		if round > 0 {
+			s.wantCut(s.p.facts.get().Cut) // what is shipped can be compared
+			if err = pauseFor(ctx, verifyPause); err != nil {
+				break
+			}
+		}
+		err = v.singles(ctx)
+	}
+	if err == nil {
+		err = v.tell(ctx)
+	}
+	for b, n, ok := v.wrong.NextSet(0); ok; b, n, ok = v.wrong.NextSet(b + n) {
+		r.Extents = append(r.Extents, CheckedExtent(v.extent(b, n)))
+	}
+	for b, n, ok := v.pending.NextSet(0); ok; b, n, ok = v.pending.NextSet(b + n) {
+		r.SkippedBytes += v.extent(b, n).Length
+	}
+	r.CheckedBytes, r.Seconds = v.checked.Load(), time.Since(began).Seconds()
+	return r, err
+}
+
+func pauseFor(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// extent are the bytes of blocks.
+func (v *verification) extent(b, n uint64) wire.Extent {
+	off := int64(b) * v.g.blockSize
+	return wire.Extent{Offset: off, Length: min(int64(b+n)*v.g.blockSize, v.g.size) - off}
+}
+
+// groups compares groups of blocks by the hash of their hashes, several at once. at is up to where all are settled.
+func (v *verification) groups(ctx context.Context, from uint64) (at uint64, err error) {
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(verifyWorkers)
+	var done sync.Map
+	next := from
+	for ; next < v.blocks && ctx.Err() == nil; next += treeBlocks {
+		b := next
+		work.Go(func() error {
+			err := v.group(ctx, b, min(treeBlocks, v.blocks-b))
+			if err == nil {
+				done.Store(b, true)
+			}
+			return err
+		})
+	}
+	err = work.Wait()
+	for at = from; at < next; at += treeBlocks {
+		if _, ok := done.Load(at); !ok {
+			break
+		}
+	}
+	return at, err
+}
+
+func (v *verification) group(ctx context.Context, b, n uint64) error {
+	bits, _, proved, err := v.ask(ctx, b, n, true)
+	if err != nil {
+		return err
+	}
+	if proved && bits[0] == 0 {
+		v.settled(b, n)
+		return nil
+	}
+	v.mu.Lock()
+	v.pending.Add(b, n)
+	v.mu.Unlock()
+	return nil
+}
+
+// settled counts blocks that are known to be equal or different.
+func (v *verification) settled(b, n uint64) {
+	done := v.checked.Add(v.extent(b, n).Length)
+	v.progress(CheckProgress{Mirror: v.s.config.Name, Done: done, Total: v.g.size})
+}
+
+// singles compares what is pending block by block, in runs that one Offer holds.
+func (v *verification) singles(ctx context.Context) error {
+	most := max(1, offerBytes/uint64(v.g.blockSize))
+	for at := uint64(0); ; {
+		v.mu.Lock()
+		b, n, ok := v.pending.NextRun(at, most)
+		v.mu.Unlock()
+		if !ok {
+			return nil
+		}
+		at = b + n
+		if err := v.blocksOf(ctx, b, n); err != nil {
+			return err
+		}
+	}
+}
+
+// blocksOf compares blocks in one go, and where some of them are written to, each for itself.
+func (v *verification) blocksOf(ctx context.Context, b, n uint64) error {
+	bits, hashes, proved, err := v.ask(ctx, b, n, false)
+	switch {
+	case err != nil:
+		return err
+	case !proved && n == 1:
+		return nil // later
+	case !proved:
+		for i := range n {
+			if err := v.blocksOf(ctx, b+i, 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for i := range n {
+		if bits[i/8]>>(i%8)&1 == 0 {
+			v.settle(b+i, wire.Hash{})
+		} else if err := v.confirm(ctx, b+i, hashes[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// confirm reads a block that differs again, on both sides.
+func (v *verification) confirm(ctx context.Context, b uint64, first wire.Hash) error {
+	for try := 1; try < verifyTries; try++ {
+		bits, hashes, proved, err := v.ask(ctx, b, 1, false)
+		switch {
+		case err != nil:
+			return err
+		case !proved:
+			return nil // it was written: later
+		case bits[0]&1 == 0:
+			v.s.p.log(fmt.Sprintf("block %d differed from mirror %s once and does not any more: check memory and cables", b, v.s.config.Name))
+			v.settle(b, wire.Hash{})
+			return nil
+		case hashes[0] != first:
+			v.s.mu.Lock()
+			v.s.mismatches.source++
+			v.s.mu.Unlock()
+			v.s.p.log(fmt.Sprintf("block %d, which nobody wrote, was read twice with different content: check the primary's disk", b))
+		}
+	}
+	v.settle(b, first)
+	return nil
+}
+
+// settle notes what a block was found to be: different where there is a hash of ours.
+func (v *verification) settle(b uint64, ours wire.Hash) {
+	v.mu.Lock()
+	v.pending.Remove(b, 1)
+	if ours != (wire.Hash{}) {
+		v.wrong.Add(b, 1)
+		v.found[b] = ours
+	}
+	v.mu.Unlock()
+	v.settled(b, 1)
+}
+
+// ask compares blocks once: under a watch, so that neither side may change them meanwhile. proved is false where
+// they are needed or were written; then it says nothing about them. hashes are ours.
+func (v *verification) ask(ctx context.Context, b, n uint64, tree bool) (bits []byte, hashes []wire.Hash, proved bool, err error) {
+	e := v.extent(b, n)
+	first := uint64(e.Offset) / pageSize
+	w, ok := v.s.p.tracker.Watch(v.s.sets, first, pagesOf(e.Offset+e.Length)-first)
+	if !ok {
+		return nil, nil, false, nil
+	}
+	defer func() { proved = w.End() && proved }()
+	if hashes, err = v.read(ctx, e); err != nil {
+		if ctx.Err() != nil {
+			return nil, nil, false, context.Cause(ctx)
+		}
+		v.s.p.observe("read volume", blockdev.Extent(e), err)
+		return nil, nil, false, nil
+	}
+	unit := v.g.blockSize
+	if tree {
+		hashes, unit = []wire.Hash{wire.TreeHash(hashes)}, unit*treeBlocks
+	}
+	m := &wire.Offer{Offset: e.Offset, Length: uint32(e.Length), Unit: uint32(unit), Flags: wire.OfferVerify, Hashes: hashes}
+	if tree {
+		m.Flags |= wire.OfferTree
+	}
+	bits, err = v.s.check(ctx, m)
+	return bits, hashes, err == nil, err
+}
+
+// read hashes blocks here.
+func (v *verification) read(ctx context.Context, e wire.Extent) (hashes []wire.Hash, err error) {
+	pool := v.s.verifyPool
+	buf, err := pool.Get(ctx, offerBytes)
+	if err != nil {
+		return nil, err
+	}
+	defer pool.Put(buf)
+	hashes = make([]wire.Hash, (e.Length+v.g.blockSize-1)/v.g.blockSize)
+	perRead := offerBytes / v.g.blockSize
+	for i := int64(0); i < int64(len(hashes)); i += perRead {
+		off := e.Offset + i*v.g.blockSize
+		n := min(offerBytes, e.Offset+e.Length-off)
+		if err := v.limit.WaitN(ctx, int(n)); err != nil {
+			return nil, err
+		}
+		first := uint64(off) / pageSize
+		if err := v.s.p.path.ReadRange(first, pagesOf(off+n)-first, buf); err != nil {
+			return nil, err
+		}
+		v.g.hashBlocks(buf[:n], hashes[i:min(i+perRead, int64(len(hashes)))])
+	}
+	return hashes, nil
+}
+
+// tell has the mirror told what differs, and waits until it is read-only.
+func (v *verification) tell(ctx context.Context) error {
+	if v.wrong.Count() == 0 {
+		return nil
+	}
+	var entries []wire.SuspectEntry
+	for b, n, ok := v.wrong.NextSet(0); ok && len(entries) < maxSuspects; b, n, ok = v.wrong.NextSet(b + n) {
+		for i := b; i < b+n; i++ {
+			e := v.extent(i, 1)
+			entries = append(entries, wire.SuspectEntry{Offset: e.Offset, Length: uint32(e.Length), Want: v.found[i]})
+		}
+	}
+	s := v.s
+	s.mu.Lock()
+	s.suspect(journal.ClassVerify, entries)
+	session := s.session
+	s.mu.Unlock()
+	if session != nil {
+		e := entries[0]
+		session.end(&Error{Kind: KindIntegrity, Op: "verify", On: s.config.Name, Next: nextByCode[wire.CodeReadOnly],
+			Err: fmt.Errorf("%w: %d blocks, the first at %d", errMismatch, v.wrong.Count(), e.Offset)})
+	}
+	return s.settleSuspects(ctx)
+}
+
+// check sends an Offer of a verify and waits for the answer. Where the connection is lost it is sent again with
+// the next one: the watch stands.
+func (s *shipper) check(ctx context.Context, m *wire.Offer) (bits []byte, err error) {
+	for {
+		var session *shipSession
+		if err := s.await(ctx, "verify", func() bool {
+			session = s.session
+			st := s.core.State()
+			return session != nil && session.ctx.Err() == nil && !st.Inconsistent && !st.BulkBase && st.Phase != ship.Away
+		}); err != nil {
+			return nil, err
+		}
+		answer := make(chan []byte, 1)
+		s.mu.Lock()
+		if s.session != session {
+			s.mu.Unlock()
+			continue
+		}
+		s.offerSeq++
+		m.Seq = s.offerSeq
+		s.checks[m.Seq] = answer
+		s.mu.Unlock()
+		if err := session.conn.Send(m); err != nil {
+			session.end(err)
+		}
+		select {
+		case bits, ok := <-answer:
+			if !ok {
+				continue
+			}
+			if len(bits) != (len(m.Hashes)+7)/8 {
+				return nil, protocolError("Want %d of %d bytes answers %d hashes", m.Seq, len(bits), len(m.Hashes))
+			}
+			return bits, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// dropChecksLocked tells those who wait that no answer will come. s.mu is held.
+func (s *shipper) dropChecksLocked() {
+	for seq, answer := range s.checks {
+		close(answer)
+		delete(s.checks, seq)
+	}
+}
+
+// verifyFrom is the block from which a verify goes on that was cut off.
+func (s *shipper) verifyFrom() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.verified
+}
+
+func (s *shipper) setVerifyFrom(b uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.verified = b
+}
