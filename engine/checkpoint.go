@@ -97,14 +97,18 @@ func (p *primary) checkpoint(edit func(*journal.VolumeFacts)) error {
 		sets = append(sets, journal.NamedSet{Name: needsPrefix + n.Name, Pages: n.Needs},
 			journal.NamedSet{Name: doubtPrefix + n.Name, Pages: n.Doubt})
 	}
-	p.facts.covered()
+	next := p.facts.covered()
 	if proven {
-		p.facts.now.Mirror.Unproven = false
+		next.Mirror.Unproven = false
 	}
 	if edit != nil {
-		edit(&p.facts.now)
+		edit(&next)
 	}
-	return c.Finish(p.facts.now, sets, hot)
+	if err := c.Finish(next, sets, hot); err != nil {
+		return err // what it would have made true is not
+	}
+	p.facts.now = next
+	return nil
 }
 
 // proven tells that the comparison is done and the journal does not know yet: what it found is in no

@@ -73,13 +73,16 @@ func (f *facts) attached(mirror string, node [32]byte, committed, sent uint64, b
 	return f.log.SetFacts(f.now)
 }
 
-// covered notes what is true once a checkpoint has been made of the present sets: of every mirror that was
-// here they say what it needs. f.mu is held from before the sets are read.
-func (f *facts) covered() {
-	for i := range f.now.Mirrors {
-		m := &f.now.Mirrors[i]
+// covered are the facts that are true once a checkpoint has been made of the present sets, and not before: of every
+// mirror that was here they say what it needs. f.mu is held from before the sets are read.
+func (f *facts) covered() journal.VolumeFacts {
+	next := f.now
+	next.Mirrors = slices.Clone(f.now.Mirrors)
+	for i := range next.Mirrors {
+		m := &next.Mirrors[i]
 		m.Attached = m.Attached || f.here[m.Name]
 	}
+	return next
 }
 
 // uncovered tells whether covered would change anything.
