@@ -20,7 +20,8 @@ import (
 
 const (
 	verifyWorkers = 3                      // groups compared at once, each with a buffer of 1 MiB
-	verifyRounds  = 20                     // over what was written meanwhile
+	verifyRounds  = 50                     // over what was written meanwhile …
+	verifyIdle    = 10                     // … and those in a row that settle nothing are the last
 	verifyPause   = 200 * time.Millisecond // before another round
 	verifyTries   = 3                      // readings of both sides before a block counts as different
 )
@@ -147,14 +148,18 @@ func (v *verification) run(ctx context.Context) (r VerifyResult, err error) {
 		return r, err
 	}
 	s.setVerifyFrom(0)
-	for round := 0; err == nil && v.pending.Count() > 0 && round < verifyRounds; round++ {
+	for round, idle := 0, 0; err == nil && v.pending.Count() > 0 && round < verifyRounds && idle < verifyIdle; round++ {
 		if round > 0 {
 			s.wantCut(s.p.facts.get().Cut) // what is shipped can be compared
 			if err = pauseFor(ctx, verifyPause); err != nil {
 				break
 			}
 		}
+		before := v.pending.Count()
 		err = v.singles(ctx)
+		if idle++; v.pending.Count() < before {
+			idle = 0
+		}
 	}
 	if err == nil {
 		err = v.tell(ctx)
@@ -232,21 +237,22 @@ func (v *verification) settled(b, n uint64) {
 	v.progress(CheckProgress{Mirror: v.s.config.Name, Done: done, Total: v.g.size})
 }
 
-// singles compares what is pending block by block, in runs that one Offer holds.
+// singles compares what is pending block by block, in runs that one Offer holds, several at once.
 func (v *verification) singles(ctx context.Context) error {
 	most := max(1, offerBytes/uint64(v.g.blockSize))
-	for at := uint64(0); ; {
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(verifyWorkers)
+	for at := uint64(0); ctx.Err() == nil; {
 		v.mu.Lock()
 		b, n, ok := v.pending.NextRun(at, most)
 		v.mu.Unlock()
 		if !ok {
-			return nil
+			break
 		}
 		at = b + n
-		if err := v.blocksOf(ctx, b, n); err != nil {
-			return err
-		}
+		work.Go(func() error { return v.blocksOf(ctx, b, n) })
 	}
+	return work.Wait()
 }
 
 // blocksOf compares blocks in one go, and where some of them are written to, each for itself.

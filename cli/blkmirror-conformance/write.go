@@ -83,8 +83,11 @@ func openHistory(o writeFlags, pages int64) (*stamp.History, io.Closer, error) {
 
 // writeOn writes until it is enough, and flushes in the end where somebody answers.
 func (a *app) writeOn(ctx context.Context, o writeFlags, h *stamp.History, load stamp.Load) error {
-	w := stamp.NewWriter(h, load)
 	begin, most := time.Now(), h.Writes()+o.writes
+	if o.writes > 0 {
+		load.Most = most
+	}
+	w := stamp.NewWriter(h, load)
 	w.Start()
 	for enough := false; !enough && ctx.Err() == nil && w.Err() == nil && h.LogErr() == nil; {
 		time.Sleep(time.Millisecond)

@@ -21,6 +21,7 @@ type Load struct {
 	Pause    time.Duration // of each worker between two requests; 0: none
 	From, To int64         // pages that are written to; 0, 0: all
 	NoTrim   bool          // leave out TRIM
+	Most     int           // writes in the history from which on none begins, but for those that are beginning; 0: no end
 }
 
 // Writer keeps writing through connections that come and go. An error that is not the end of a connection
@@ -223,7 +224,7 @@ func (w *Writer) found(err error) {
 func (w *Writer) enter() Disk {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.ctx.Err() == nil && (w.client == nil || w.quiet > 0) {
+	for w.ctx.Err() == nil && (w.client == nil || w.quiet > 0 || w.Most > 0 && w.h.Writes() >= w.Most) {
 		w.change.Wait()
 	}
 	if w.ctx.Err() != nil {
