@@ -286,6 +286,24 @@ func (x *SteppedMirror) Staged() (s replica.Staged, ok bool) {
 // Busy says that an apply or a comparison is under way.
 func (x *SteppedMirror) Busy() bool { return x.m.store != nil && x.m.store.busy > 0 }
 
+// StagedPayload is where a payload lies that is committed and not applied: in which file, at which offset, and how
+// many bytes; 0: there is none. nth chooses one of the first.
+func (x *SteppedMirror) StagedPayload(nth int) (path string, at int64, n int) {
+	s := x.m.store
+	if s == nil || len(s.sealed) == 0 {
+		return "", 0, 0
+	}
+	st := s.sealed[0]
+	_ = st.Plan(func(p journal.StagingPiece) error { // what it cannot read is no payload
+		if p.Record.Kind == journal.StagingData && (n == 0 || nth > 0) {
+			at, n = p.At, p.Record.PayloadLength
+			nth--
+		}
+		return nil
+	})
+	return st.Path(), at, n
+}
+
 // Overlay changes the device's content to that of the last committed cut: it puts over it what is committed and
 // not applied. It reads staging only.
 func (x *SteppedMirror) Overlay(content []byte) error {

@@ -262,6 +262,9 @@ func (s *Staging) note() {
 	s.now.bytes, s.now.pages = bytes, s.pages.Count()
 }
 
+// Path is where the file is now: Rebase gives it another name.
+func (s *Staging) Path() string { return stagingPath(s.dir, s.Header().Epoch) }
+
 // Header is what the file belongs to now: Rebase changes the epoch.
 func (s *Staging) Header() StagingHeader {
 	s.mu.Lock()

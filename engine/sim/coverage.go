@@ -68,7 +68,7 @@ func (w *World) states(n *node) (states []string) {
 	return states
 }
 
-var phaseNames = map[ship.Phase]string{ship.Away: "away", ship.Refused: "refused", ship.Reconciling: "reconciling", ship.Bulk: "bulk", ship.Shipping: "shipping"}
+var phaseNames = map[ship.Phase]string{ship.Away: "away", ship.Refused: "refused", ship.Reconciling: "reconciling", ship.Bulk: "bulk", ship.Shipping: "shipping", ship.ReadOnly: "read-only"}
 
 var kindNames = map[ship.Kind]string{ship.Wait: "wait", ship.Cut: "cut", ship.SendRebase: "rebase", ship.SendCommit: "commit", ship.GiveUp: "give up",
 	ship.Void: "void", ship.Drop: "drop", ship.BeginBulk: "begin bulk", ship.Pass: "pass", ship.Flush: "flush", ship.Offer: "offer", ship.RetryHoles: "retry holes"}

@@ -174,7 +174,7 @@ func (w *World) settled() bool {
 		if m.m == nil || !m.trusted || p.volume.Needs(i).Count() > 0 {
 			return false
 		}
-		if m.follow(); m.facts.Inconsistent || len(m.facts.Epochs) > 0 || m.facts.Bulk || len(m.facts.Doubts) > 0 || w.oracle.equal(m) != nil {
+		if m.follow(); m.facts.Inconsistent || len(m.facts.Epochs) > 0 || m.facts.Bulk || len(m.facts.Doubts) > 0 || m.facts.ReadOnly.Class != 0 || w.oracle.equal(m) != nil {
 			return false
 		}
 	}

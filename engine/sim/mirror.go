@@ -28,6 +28,11 @@ type mirrorNode struct {
 	torn    bool                         // what is being applied may lie there in part, until it was applied anew
 	highest uint64                       // cut that it ever committed
 	trusted bool                         // nothing happened to it that its primary cannot know yet
+
+	cursed int   // payloads at a place that are still to be damaged
+	curse  int64 // the place
+	mended bool  // its repair was asked for
+	rotten bool  // a payload that it had staged changed on its disk
 }
 
 const mirrorDir = "state/volume"
@@ -259,6 +264,7 @@ func (m *mirrorNode) follow() {
 		m.commits(f.Committed)
 		m.holes[f.Committed] = f.Holes
 	}
+	m.checkReadOnly(&f)
 	if f.Inconsistent && !m.facts.Inconsistent {
 		m.highest = 0 // whatever comes next may be older
 	}
@@ -317,7 +323,7 @@ func (m *mirrorNode) durable(page uint64) content {
 
 // exempt are pages that a mirror knows not to be of its cut: told holes, and what it doubts itself.
 func (m *mirrorNode) exempt(page uint64) bool {
-	return in(page, m.facts.Doubts) || in(page, m.facts.Holes) || m.base != nil && in(page, m.holes[m.base.number])
+	return in(page, m.facts.Doubts) || in(page, m.facts.Quarantine) || in(page, m.facts.Holes) || m.base != nil && in(page, m.holes[m.base.number])
 }
 
 func in(page uint64, list []blockdev.Extent) bool {

@@ -68,6 +68,9 @@ func (e *end) Send(ms ...wire.Message) error {
 	if e.w.Story != nil {
 		fmt.Fprintf(e.w.Story, "%6d  %s sends %d messages, the first %v\n", e.w.step, e.w.sideOf(e), len(ms), ms[0].Type())
 	}
+	if w := e.w; w.setup.stubborn && !w.quiet && e == &e.c.p {
+		ms = w.mirrors[e.c.mirror].hurt(ms)
+	}
 	before := len(e.out.buf)
 	buf, err := e.encoder.Append(e.out.buf, ms...)
 	if err != nil {

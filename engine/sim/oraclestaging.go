@@ -35,7 +35,7 @@ func (o *oracle) checkStaging(m *mirrorNode, fs *journaltest.MemFS) {
 			if err := st.ReadPayload(r, at, payload); err != nil {
 				return err
 			}
-			if wire.Unpack(wire.Codec(r.Codec), raw, payload) != nil || wire.Sum(raw) != wire.Hash(r.Hash) {
+			if !m.rotten && (wire.Unpack(wire.Codec(r.Codec), raw, payload) != nil || wire.Sum(raw) != wire.Hash(r.Hash)) {
 				o.w.failf("%s has staged record %d of epoch %d with another content than it was sent (committed %v)",
 					m.name, r.Seq, epoch, slices.Contains(m.facts.Epochs, epoch))
 			}

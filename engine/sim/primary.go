@@ -259,6 +259,11 @@ func (w *World) primaryTakes(l *line, c *conn, m wire.Message) {
 				w.oracle.because(c.mirror, uint64(e.Offset)/pageSize, uint64(e.Offset+e.Length-1)/pageSize+1)
 			}
 		}
+		if q, ok := m.(*wire.Quarantine); ok {
+			for _, e := range q.Extents {
+				w.oracle.because(c.mirror, uint64(e.Offset)/pageSize, uint64(e.Offset+e.Length-1)/pageSize+1)
+			}
+		}
 		l.shipper.Handle(m)
 		return
 	}

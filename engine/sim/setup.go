@@ -33,6 +33,7 @@ type setup struct {
 	tight    bool // there is little room for staging from the beginning
 	patience int  // steps without faults after which everything has to be equal
 	tiny     bool // a volume of some pages (script.go)
+	stubborn bool // lines damage some place again and again, and staging rots, so that mirrors become read-only
 }
 
 func (s *setup) size() int64            { return s.pages*pageSize - s.short }

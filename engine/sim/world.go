@@ -32,6 +32,7 @@ type World struct {
 	running     *task // whose turn it is; nil: the world's own
 	focus       int64 // where clients write most
 	writes      uint64
+	spite       *rand.Rand       // of the setup's stubborn faults: what else happens does not depend on it
 	hurt        map[[2]int64]int // payloads damaged on the wire, by mirror and offset
 	former      [8]clientOp      // some writes, to be made again
 	quiet       bool             // nothing is broken any more
@@ -60,6 +61,7 @@ func New(seed uint64, coverage *Coverage, pool *Pool) *World {
 	w := &World{pool: &pool.pages, idle: pool, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x73696d)), clock: time.Unix(1e9, 0), coverage: coverage, hurt: map[[2]int64]int{}}
 	w.trace.digest = fnv.New64a()
 	w.setup = newSetup(w.rng)
+	w.setup.stubborn, w.spite = seed%stubbornShare == 7, rand.New(rand.NewPCG(seed, 0x7370697465))
 	w.oracle = newOracle(w)
 	w.primary = &primaryNode{node: w.newNode("primary")}
 	w.primary.attach()
@@ -178,6 +180,9 @@ func (w *World) take() {
 	w.step++
 	if w.step%16 == 0 {
 		w.states(nil) // as they are before a fault
+	}
+	if w.setup.stubborn && w.step%32 == 0 {
+		w.actStubborn()
 	}
 	switch {
 	case !w.quiet && w.rng.IntN(1000) < w.setup.trouble && w.disturb():

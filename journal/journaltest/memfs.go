@@ -301,6 +301,23 @@ func (m *MemFS) Write(path string, data []byte) {
 	m.addDurable(path, v)
 }
 
+// Rot turns a bit of a file over, where programs see it and on the disk.
+func (m *MemFS) Rot(path string, bit int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.names[filepath.Clean(path)]
+	if f == nil || bit/8 >= f.data.size {
+		return
+	}
+	b := make([]byte, 1)
+	for _, v := range []*view{&f.data, &f.disk} {
+		if v.read(b, bit/8) == 1 {
+			b[0] ^= 1 << (bit % 8)
+			v.write(&m.arena, b, bit/8)
+		}
+	}
+}
+
 // Paths lists all files.
 func (m *MemFS) Paths() []string {
 	m.mu.Lock()
