@@ -1,0 +1,97 @@
+package campaign
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/blkmirror/blkmirror/engine/sim/mutants"
+)
+
+const (
+	testdata    = "scripts/faults/testdata"
+	mainPackage = "./cli/blkmirror"
+	faultPoint  = "engine/faultpoint.go" // a file that only the campaign's binary has
+)
+
+// build makes the binary with the fault points.
+func build(ctx context.Context, root, dir string) (binary string, err error) {
+	files, err := pointsOf(root)
+	if err != nil {
+		return "", err
+	}
+	replace := map[string]string{}
+	for file, text := range files {
+		to := filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
+		if err := os.WriteFile(to, []byte(text), 0o644); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(root, file)] = to
+	}
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(overlay, b, 0o644); err != nil {
+		return "", err
+	}
+	binary = filepath.Join(dir, "blkmirror")
+	cmd := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", binary, mainPackage)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
+// pointsOf are the sources with fault points, by their paths below root.
+func pointsOf(root string) (map[string]string, error) {
+	text, err := os.ReadFile(filepath.Join(root, testdata, "points.txt"))
+	if err != nil {
+		return nil, err
+	}
+	edits, err := parsePoints(string(text))
+	if err != nil {
+		return nil, err
+	}
+	files, err := (&mutants.Mutation{Name: "points.txt", Edits: edits}).Apply(root)
+	if err != nil {
+		return nil, err
+	}
+	point, err := os.ReadFile(filepath.Join(root, testdata, "faultpoint.go.txt"))
+	files[faultPoint] = string(point)
+	return files, err
+}
+
+// parsePoints reads pairs of old and new text, as mutations have them; everything around is for people.
+func parsePoints(text string) (edits []mutants.Edit, err error) {
+	file := ""
+	var part *string
+	for line := range strings.SplitAfterSeq(text, "\n") {
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+		switch {
+		case key == "--- old" && part == nil && file != "":
+			edits = append(edits, mutants.Edit{File: file})
+			part = &edits[len(edits)-1].Old
+		case key == "--- new" && part != nil:
+			part = &edits[len(edits)-1].New
+		case key == "--- end" && part != nil:
+			part, file = nil, ""
+		case strings.HasPrefix(line, "--- "):
+			return nil, fmt.Errorf("points.txt: %q is not in its place", key)
+		case part != nil:
+			*part += line
+		case key == "file":
+			file = value
+		}
+	}
+	if part != nil || len(edits) == 0 {
+		return nil, fmt.Errorf("points.txt: %d edits, or an end is missing", len(edits))
+	}
+	return edits, nil
+}

@@ -1,0 +1,389 @@
+package campaign
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// diskPlaces are those where bytes lie still.
+var diskPlaces = []*place{
+	{name: "mirror-running", number: "6", title: "mirror's device, running", try: (*trial).mirrorRunning},
+	{name: "mirror-stopped", number: "6", title: "mirror's device, stopped", try: stoppedMirror(syscall.SIGTERM)},
+	{name: "mirror-killed", number: "6", title: "mirror's device, after kill -9", try: stoppedMirror(syscall.SIGKILL)},
+	{name: "primary-running", number: "7", title: "primary's device, running", try: (*trial).primaryRunning},
+	{name: "mirror-index", number: "8", title: "mirror's index", try: inIndex(false)},
+	{name: "primary-index", number: "8", title: "primary's index", try: inIndex(true)},
+	{name: "committed-running", number: "9", title: "committed staging, running", try: (*trial).committedRunning},
+	{name: "committed-killed", number: "9", title: "committed staging, after kill -9", try: (*trial).committedKilled},
+	{name: "partial", number: "9", title: "staging in part, stopped", try: (*trial).partial},
+	{name: "mirror-journal", number: "10", title: "mirror's journal, stopped or after kill -9", try: inJournal(false)},
+	{name: "primary-journal", number: "10", title: "primary's journal, stopped or after kill -9", try: inJournal(true)},
+}
+
+// settled is a cut that is good, before anything is done to it.
+func (t *trial) settled() error {
+	if err := t.writes(false); err != nil {
+		return err
+	}
+	at, err := t.cut(t.ctx)
+	if err == nil && at != good {
+		err = fmt.Errorf("before the flip: %s", at)
+	}
+	return err
+}
+
+// somewhere is a bit of the volume.
+func (t *trial) somewhere() int64 { return t.rng.Int64N(volumeSize * 8) }
+
+// mirrorRunning: nobody looks at what lies still, save verify.
+func (t *trial) mirrorRunning() error {
+	if err := t.settled(); err != nil {
+		return err
+	}
+	bit := t.somewhere()
+	if err := flipAt(t.dst, bit); err != nil {
+		return err
+	}
+	return t.foundByVerify(bit)
+}
+
+// stoppedMirror: a clean stop lets the next start see that somebody else wrote, and compare; behind a kill it is
+// verify that finds it.
+func stoppedMirror(stop syscall.Signal) func(*trial) error {
+	return func(t *trial) error {
+		if err := t.settled(); err != nil {
+			return err
+		}
+		bit := t.somewhere()
+		if err := t.restart(t.mirror, stop, func() error { return flipAt(t.dst, bit) }); err != nil {
+			return err
+		}
+		at, err := t.cut(t.ctx)
+		if err != nil {
+			return err
+		}
+		if at != good {
+			return t.judgeAt(at)
+		}
+		same, err := sameFiles(t.src, t.dst)
+		if err != nil {
+			return err
+		}
+		if same {
+			t.found, t.corrected = true, true
+			p, err := t.peer(t.ctx)
+			t.cost = max(0, p.Shipped-t.shipped-t.brought)
+			return err
+		}
+		return t.foundByVerify(bit)
+	}
+}
+
+// primaryRunning: a verify sees that the two differ and cannot tell who is wrong, so it is the mirror that becomes
+// read-only. What rotted is put right before the repair, which would bring it to the mirror.
+func (t *trial) primaryRunning() error {
+	if err := t.settled(); err != nil {
+		return err
+	}
+	bit := t.somewhere()
+	if err := flipAt(t.src, bit); err != nil {
+		return err
+	}
+	if err := t.foundByVerify(bit); err != nil {
+		return err
+	}
+	if t.found {
+		t.also("told as the mirror's fault")
+	}
+	return flipAt(t.src, bit)
+}
+
+// files are those below a folder that hold anything, and the one that holds most.
+func files(dir string, but ...string) (paths []string, largest string, err error) {
+	most := 0
+	err = filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() || slices.Contains(but, filepath.Base(path)) {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		used := len(b) - bytes.Count(b, []byte{0})
+		if used > most {
+			most, largest = used, path
+		}
+		if used > 0 {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err == nil && len(paths) == 0 {
+		err = fmt.Errorf("%s: nothing is in it", dir)
+	}
+	return paths, largest, err
+}
+
+// folder is where a daemon keeps what it knows of its volume.
+func (n *node) folder() (string, error) {
+	found, err := filepath.Glob(filepath.Join(n.state, "*", "*", "journal"))
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("%s: %d journals", n.state, len(found))
+	}
+	if err != nil {
+		return "", err
+	}
+	return filepath.Dir(found[0]), nil
+}
+
+// side is the daemon of a place.
+func (t *trial) side(primary bool) (n *node, device string) {
+	if primary {
+		return t.primary, t.src
+	}
+	return t.mirror, t.dst
+}
+
+// inIndex: the device is touched as well, so that it is compared with the index at the start.
+func inIndex(primary bool) func(*trial) error {
+	return func(t *trial) error {
+		if err := t.settled(); err != nil {
+			return err
+		}
+		n, device := t.side(primary)
+		dir, err := n.folder()
+		if err != nil {
+			return err
+		}
+		index := filepath.Join(dir, "index")
+		born, what := int64(0), ""
+		err = t.restart(n, syscall.SIGTERM, func() (err error) {
+			if born, err = birth(index); err == nil {
+				what, err = t.flipIn(index, "LOCK", "ballast")
+			}
+			now := time.Now()
+			return errors.Join(err, os.Chtimes(device, now, now))
+		})
+		if err != nil {
+			return err
+		}
+		if err := t.judge(); err != nil {
+			return err
+		}
+		again, err := birth(index)
+		if err == nil && born != again && !t.wronglyGood {
+			t.found, t.corrected = true, true
+			t.also("index made anew")
+		}
+		if err != nil {
+			return err
+		}
+		return t.judgeLog(n, what, "index")
+	}
+}
+
+// birth is when a folder was made.
+func birth(path string) (int64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BTIME, &st)
+	return st.Btime.Sec*1e9 + int64(st.Btime.Nsec), err
+}
+
+// flipIn turns over a bit somewhere in the files of a folder, in every second trial or so in the one that holds most.
+func (t *trial) flipIn(dir string, but ...string) (what string, err error) {
+	all, path, err := files(dir, but...)
+	if err != nil {
+		return "", err
+	}
+	if t.rng.IntN(2) == 0 {
+		path = all[t.rng.IntN(len(all))]
+	}
+	bit, err := t.flipUsed(path)
+	return fmt.Sprintf("%s at byte %d", filepath.Base(path), bit/8), err
+}
+
+// judgeLog sees whether a daemon's log tells of the flip, where nothing else did: it was of no consequence.
+func (t *trial) judgeLog(n *node, what, word string) error {
+	t.note = what
+	if t.corrected {
+		p, err := t.peer(t.ctx)
+		t.cost = max(0, p.Shipped-t.shipped-t.brought)
+		return err
+	}
+	if t.found || t.wronglyGood {
+		return nil
+	}
+	for line := range strings.Lines(n.log.String()) {
+		for _, says := range []string{"dropped", "damaged", "anew", "is not what"} {
+			if strings.Contains(line, word) && strings.Contains(line, says) {
+				t.found, t.corrected = true, true
+				t.also(word + " " + says)
+				return nil
+			}
+		}
+	}
+	t.harmless = true
+	return nil
+}
+
+// staging is a staging file of the mirror; mostly there is one.
+func (t *trial) staging() (path string, err error) {
+	dir, err := t.mirror.folder()
+	if err != nil {
+		return "", err
+	}
+	found, err := filepath.Glob(filepath.Join(dir, "staging", "*.staging*"))
+	if err == nil && len(found) == 0 {
+		err = errors.New("there is no staging file")
+	}
+	if err != nil {
+		return "", err
+	}
+	return found[t.rng.IntN(len(found))], nil
+}
+
+// committed brings a cut into the mirror's staging, and holds it there.
+func (t *trial) committed() error {
+	if err := t.trigger("hold"); err != nil {
+		return err
+	}
+	if err := t.writes(false); err != nil {
+		return err
+	}
+	if a := t.primary.ask(t.ctx, "cut", "v"); a.code != 0 {
+		return fmt.Errorf("cut: %s", a)
+	}
+	v, err := t.primary.volume(t.ctx)
+	if err != nil {
+		return err
+	}
+	at, err := t.await(t.ctx, func(_, _ *volume, peer *peer) bool { return peer.Committed >= v.Epoch && peer.Applied < v.Epoch })
+	if err == nil && at != good {
+		err = fmt.Errorf("before the flip: %s", at)
+	}
+	return err
+}
+
+func (t *trial) committedRunning() error {
+	defer t.untrigger("hold")
+	if err := t.committed(); err != nil {
+		return err
+	}
+	what, err := t.flipStaging()
+	if err != nil {
+		return err
+	}
+	t.untrigger("hold")
+	if err := t.judge(); err != nil {
+		return err
+	}
+	return t.judgeLog(t.mirror, what, "staged")
+}
+
+func (t *trial) flipStaging() (what string, err error) {
+	path, err := t.staging()
+	if err != nil {
+		return "", err
+	}
+	bit, err := t.flipUsed(path)
+	return fmt.Sprintf("%s at byte %d", filepath.Base(path), bit/8), err
+}
+
+func (t *trial) committedKilled() error {
+	defer t.untrigger("hold")
+	if err := t.committed(); err != nil {
+		return err
+	}
+	what := ""
+	err := t.restart(t.mirror, syscall.SIGKILL, func() (err error) {
+		t.untrigger("hold")
+		what, err = t.flipStaging()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := t.judge(); err != nil {
+		return err
+	}
+	return t.judgeLog(t.mirror, what, "staged")
+}
+
+// partial: everything is staged but its commit, when the line is lost.
+func (t *trial) partial() error {
+	held := make(chan struct{}, 16)
+	t.link.arm(func(toMirror bool, f *frame) bool {
+		if toMirror && f.kind() == typeCommit {
+			select {
+			case held <- struct{}{}:
+			default:
+			}
+			return false
+		}
+		return true
+	})
+	defer t.link.arm(nil)
+	if err := t.writes(false); err != nil {
+		return err
+	}
+	if a := t.primary.ask(t.ctx, "cut", "v"); a.code != 0 {
+		return fmt.Errorf("cut: %s", a)
+	}
+	select {
+	case <-held:
+	case <-time.After(patience):
+		return errors.New("no Commit came")
+	}
+	t.link.to("")
+	what := ""
+	err := t.restart(t.mirror, syscall.SIGTERM, func() (err error) {
+		what, err = t.flipStaging()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := t.judge(); err != nil {
+		return err
+	}
+	return t.judgeLog(t.mirror, what, "staged")
+}
+
+// inJournal turns a bit over in a segment or checkpoint. Half of the trials kill the daemon with writes that the
+// mirror does not have.
+func inJournal(primary bool) func(*trial) error {
+	return func(t *trial) error {
+		if err := t.settled(); err != nil {
+			return err
+		}
+		n, _ := t.side(primary)
+		stop := syscall.SIGTERM
+		if t.number%2 == 1 {
+			stop = syscall.SIGKILL
+			if err := t.writes(false); err != nil {
+				return err
+			}
+		}
+		what := ""
+		err := t.restart(n, stop, func() error {
+			dir, err := n.folder()
+			if err == nil {
+				what, err = t.flipIn(filepath.Join(dir, "journal"), "spare.1", "spare.2", "reserve", "lock")
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := t.judge(); err != nil {
+			return err
+		}
+		return t.judgeLog(n, what, "journal")
+	}
+}
