@@ -250,6 +250,9 @@ func (a *applier) write(pieces []journal.StagingPiece, raw []byte) ([]damage, er
 	if got, ok, err := a.writeBack(raw, off, back); err != nil || !ok {
 		return differing(off, raw, got), err
 	}
+	if found := changed(pieces, back); len(found) > 0 {
+		return found, nil
+	}
 	end := off + int64(len(raw))
 	first := off + (a.blockSize-off%a.blockSize)%a.blockSize
 	var hashes []wire.Hash
@@ -268,6 +271,29 @@ func (a *applier) write(pieces []journal.StagingPiece, raw []byte) ([]damage, er
 		return nil, nil
 	}
 	return nil, a.index.learn(first, hashes)
+}
+
+// changed are the pieces whose record is there as a whole and that read back with another hash than was committed,
+// although with the bytes that were written: those changed in memory between the check and the write.
+func changed(pieces []journal.StagingPiece, back []byte) (found []damage) {
+	if back == nil {
+		return nil
+	}
+	hashes := make([]wire.Hash, len(pieces))
+	pair := pairHasher{hashes: hashes}
+	whole := func(p *journal.StagingPiece) bool { return p.Length == p.Record.Length }
+	for i := range pieces {
+		if p := &pieces[i]; whole(p) {
+			pair.add(i, back[p.Offset-pieces[0].Offset:][:p.Length])
+		}
+	}
+	pair.flush()
+	for i := range pieces {
+		if p := &pieces[i]; whole(p) && hashes[i] != p.Record.Hash {
+			found = append(found, damage{blockdev.Extent{Offset: p.Offset, Length: p.Length}, journal.ClassDevice, p.Record.Hash, hashes[i]})
+		}
+	}
+	return found
 }
 
 // differing are the pages of what was written to off that read back as something else.

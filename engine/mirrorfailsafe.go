@@ -28,8 +28,7 @@ func (d *damage) String() string {
 		return fmt.Sprintf("what was staged for %d+%d has checksum %x, and had %x when it was committed: check the disk of the state directory",
 			d.Offset, d.Length, d.got[:6], d.want[:6])
 	case journal.ClassDevice:
-		return fmt.Sprintf("%d+%d reads back as %x and was written as %x, %d times: check the mirror's disk",
-			d.Offset, d.Length, d.got[:6], d.want[:6], 1+readBackTries)
+		return fmt.Sprintf("%d+%d reads back as %x and must be %x: check the mirror's disk and memory", d.Offset, d.Length, d.got[:6], d.want[:6])
 	}
 	return fmt.Sprintf("%v: %d+%d has checksum %x and must have %x", d.class, d.Offset, d.Length, d.got[:6], d.want[:6])
 }
