@@ -166,7 +166,7 @@ func TestVerifyUnderLoad(t *testing.T) {
 	p := newLivePair(t, 1, nil)
 	p.settle()
 	h := stamp.NewHistory(liveSize/stamp.PageSize, 11)
-	w := stamp.NewWriter(h, stamp.Load{Network: "unix", Address: filepath.Join(p.dir, "s"), Export: "v", Seed: 11, Pause: 5 * time.Millisecond})
+	w := stamp.NewWriter(h, stamp.Load{Network: "unix", Address: filepath.Join(p.dir, "s"), Export: "v", Seed: 11, Pause: 20 * time.Millisecond})
 	w.Start()
 	defer w.Stop()
 	if r := p.verify(); len(r.Extents) != 0 || r.CheckedBytes == 0 {
