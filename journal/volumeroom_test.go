@@ -265,13 +265,14 @@ func TestVolumeConcurrently(t *testing.T) {
 			c.Abandon()
 			return nil
 		}
-		cut.Lock()
+		cut.Lock() // no others until Finish has made these the facts
+		defer cut.Unlock()
 		f := facts()
-		cut.Unlock() // from here on newer ones may come
 		if err := c.Finish(f, setsOf(at%50), nil); err != nil {
 			return err
 		}
 		finished.Store(at)
+		facted.Store(f.Cut)
 		return nil
 	})
 	repeat(func(uint64) error { l.Low(); l.SinceCheckpoint(); l.Refill(); return l.Err() })
