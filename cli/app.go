@@ -67,6 +67,7 @@ func (a *app) commands() []*cli.Command {
 		a.cutCommand(),
 		a.verifyCommand(),
 		a.repairCommand(),
+		a.scrubCommand(),
 		a.pauseCommand(),
 		a.resumeCommand(),
 		a.rebuildCommand(),

@@ -16,7 +16,7 @@ func TestBashCompletion(t *testing.T) {
 		line string // the last word is being completed
 		want string
 	}{
-		{"blkmirror s", "sync serve status"},
+		{"blkmirror s", "sync serve status scrub"},
 		{"blkmirror re", "repair resume rebuild"},
 		{"blkmirror verify db --", "--control --state --mirror --rate --json --help"},
 		{"blkmirror repair db --d", "--dry-run"},

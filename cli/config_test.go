@@ -54,6 +54,7 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 		{"on_reboot", volume("on_reboot = 'x'"), "line 3: volume.a.on_reboot"},
 		{"verify_writes", volume("verify_writes = 'yes'"), "line 3: volume.a.verify_writes: \"yes\": give off or readback"},
 		{"verify_writes as a truth", volume("verify_writes = true"), "line 3: volume.a.verify_writes: must be a text in quotes: off|readback"},
+		{"scrub", volume("scrub = '1s'"), "line 3: volume.a.scrub: \"1s\": give weekly, daily, off, or a time of at least 1m0s"},
 		{"on_mismatch", volume("on_mismatch = 'stop'"), "line 3: volume.a.on_mismatch: \"stop\": give continue or freeze"},
 		{"staging_limit", volume("staging_limit = '10 miles'"), "line 3: volume.a.staging_limit"},
 		{"mirror as a text", volume("mirror = '127.0.0.1:1'"), "line 3: volume.a.mirror: must be tables [[volume.a.mirror]]"},
@@ -100,6 +101,7 @@ on_staging_full = 'bulk'
 on_reboot = 'trust'
 verify_writes = 'readback'
 on_mismatch = 'freeze'
+scrub = 'daily'
 staging_limit = '10GiB'
 [[volume.all.mirror]]
 address = '127.0.0.1:1'
@@ -119,7 +121,7 @@ path = 'r'
 	}
 	want := config{state: "s", listen: "l", control: "c", insecure: true, volumes: map[string]engine.VolumeConfig{
 		"all": {Path: "p", Role: "primary", Export: "unix:/run/x", Interval: 10 * time.Millisecond, MaxLag: 5 * time.Minute, BlockSize: 128 << 10,
-			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30, VerifyWrites: "readback", OnMismatch: "freeze",
+			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30, VerifyWrites: "readback", OnMismatch: "freeze", Scrub: 24 * time.Hour,
 			Mirrors: []engine.MirrorConfig{{Name: "127.0.0.1:1", Address: "127.0.0.1:1"}, {Name: "east", Address: "[::1]:2"}}},
 		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
 		"plain":   {Path: "r", Interval: time.Second, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
@@ -162,6 +164,7 @@ on_staging_full = 'bulk'
 on_reboot = 'trust'
 verify_writes = 'readback'
 on_mismatch = 'freeze'
+scrub = 'daily'
 staging_limit = '1G'
 [[volume.a.mirror]]
 address = '127.0.0.1:1'
@@ -170,7 +173,7 @@ address = '127.0.0.1:2'
 `)}
 	flags := parseServe(t, serveFlags{state: "s", insecure: true, insecureSet: true}, "--mirror", "a=127.0.0.1:1", "--volume", "a=p,=q", "--role", "a=mirror",
 		"--export", "a=tcp:127.0.0.1:1", "--interval", "a=0", "--mode", "a=async", "--max-lag", "a=5m", "--block-size", "a=4K",
-		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--verify-writes", "a=readback", "--on-mismatch", "a=freeze", "--mirror", "a=127.0.0.1:2")
+		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--verify-writes", "a=readback", "--on-mismatch", "a=freeze", "--scrub", "a=24h", "--mirror", "a=127.0.0.1:2")
 	if len(flags.volumes) != len(volumeSettings)+1 {
 		t.Errorf("%d of %d settings are compared", len(flags.volumes)-1, len(volumeSettings))
 	}

@@ -80,7 +80,7 @@ func TestErrorsOfTheDaemonKeepTheirExitCode(t *testing.T) {
 			t.Errorf("%s: says %q", kind, got.stderr)
 		}
 	}
-	for _, command := range []string{"cut", "pause", "resume", "rebuild", "verify", "repair"} {
+	for _, command := range []string{"cut", "pause", "resume", "rebuild", "verify", "repair", "scrub"} {
 		if got := call(t, command, "db", "--control", filepath.Join(t.TempDir(), "no.sock")); got.code != exitNetwork || !strings.Contains(got.stderr, "no.sock") {
 			t.Errorf("%s without a daemon: %+v", command, got)
 		}

@@ -36,6 +36,7 @@ var volumeSettings = []*setting{
 	{key: "on_reboot", flag: "on-reboot", value: "compare|trust", usage: "whether a disk is compared with its index after a reboot (default compare)", set: setOnReboot},
 	{key: "verify_writes", flag: "verify-writes", value: "off|readback", usage: "whether a mirror reads back and compares what it wrote to its disk (default off)", set: setVerifyWrites},
 	{key: "on_mismatch", flag: "on-mismatch", value: "continue|freeze", usage: "while a mirror is read-only after a mismatch, take writes, or refuse them (default continue)", set: setOnMismatch},
+	{key: "scrub", flag: "scrub", value: "weekly|daily|off|TIME", usage: "how often this node compares its disk with its own index (default weekly)", set: setScrub},
 	{key: "staging_limit", flag: "staging-limit", value: "BYTES", usage: "room for staging at a mirror (default 80 % of what is free)", number: true, set: setStagingLimit},
 }
 
@@ -111,6 +112,11 @@ func setVerifyWrites(c *engine.VolumeConfig, text string) error {
 func setOnMismatch(c *engine.VolumeConfig, text string) error {
 	c.OnMismatch = text
 	return oneOf(text, "continue", "freeze")
+}
+
+func setScrub(c *engine.VolumeConfig, text string) (err error) {
+	c.Scrub, err = engine.ParseScrub(text)
+	return err
 }
 
 func oneOf(text string, words ...string) error {

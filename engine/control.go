@@ -69,6 +69,10 @@ type VolumeStatus struct {
 	Mirrors    []MirrorStatus `json:"mirrors,omitempty"` // of a primary
 	Primary    *MirrorStatus  `json:"primary,omitempty"` // of a mirror
 
+	// What a scrub has found on a primary's own disk.
+	Rot        []int64         `json:"rot,omitempty"`        // numbers of blocks; the first ones, where there are many
+	Mismatches *MismatchCounts `json:"mismatches,omitempty"` // that concern no mirror
+
 	// Counts of a primary's export since it opened.
 	ReadBytes    int64 `json:"read_bytes,omitempty"`
 	WrittenBytes int64 `json:"written_bytes,omitempty"`

@@ -22,6 +22,7 @@ type fakeLive struct {
 
 	verifyFn func(context.Context, VerifyOptions, func(CheckProgress)) ([]VerifyResult, error)
 	repairFn func(context.Context, RepairOptions, func(CheckProgress)) ([]RepairResult, error)
+	scrubFn  func(context.Context, ScrubOptions, func(CheckProgress)) ([]ScrubResult, error)
 }
 
 func (f *fakeLive) note(call string) error {
@@ -47,6 +48,9 @@ func (f *fakeLive) verify(ctx context.Context, o VerifyOptions, tell func(CheckP
 }
 func (f *fakeLive) repair(ctx context.Context, o RepairOptions, tell func(CheckProgress)) ([]RepairResult, error) {
 	return f.repairFn(ctx, o, tell)
+}
+func (f *fakeLive) scrub(ctx context.Context, o ScrubOptions, tell func(CheckProgress)) ([]ScrubResult, error) {
+	return f.scrubFn(ctx, o, tell)
 }
 func (f *fakeLive) pause() error                  { return f.note("pause") }
 func (f *fakeLive) resume(overwrite string) error { return f.note("resume " + overwrite) }

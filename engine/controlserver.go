@@ -53,6 +53,7 @@ func (s *server) controlRequests() http.Handler {
 	mux.HandleFunc("POST /rebuild", s.command(func(v liveVolume, _ *http.Request) error { return v.rebuild() }))
 	mux.HandleFunc("POST /verify", s.answerVerify)
 	mux.HandleFunc("POST /repair", s.answerRepair)
+	mux.HandleFunc("POST /scrub", s.answerScrub)
 	return mux
 }
 

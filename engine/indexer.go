@@ -121,6 +121,9 @@ func (x *indexer) note(ctx context.Context, c track.Claim) (int64, error) {
 	first := uint64(off) / pageSize
 	run := track.Run{First: c.First, Count: min(c.Count, pagesOf(off+n)-c.First)}
 	defer x.p.tracker.Read(x.sets, c, run)
+	if x.spoilt(off, n) {
+		return 0, x.index.forget(off, n)
+	}
 	if data, err := x.p.path.NextData(off); err == nil && (data.Length == 0 || data.Offset >= off+n) {
 		return 0, x.index.forget(off, n) // a hole: zeroes are cheaper to find than to note
 	}

@@ -20,6 +20,8 @@ type VolumeConfig struct {
 	VerifyWrites  string // "off" (also ""), "readback": of a mirror, which reads back what it wrote
 	OnMismatch    string // "continue" (also ""), "freeze": of a primary, whose export refuses writes while a mirror is read-only
 	StagingLimit  int64  // bytes, of a mirror; 0: 80 % of what is free
+
+	Scrub time.Duration // between scrubs; 0: DefaultScrub; negative: none
 }
 
 // MirrorConfig is one mirror of a primary. Its name keys what the journal knows of it.
@@ -55,6 +57,8 @@ type liveVolume interface {
 	// repair brings what a mirror has in quarantine and returns when the mirror is not read-only any more. For the
 	// rest as verify.
 	repair(context.Context, RepairOptions, func(CheckProgress)) ([]RepairResult, error)
+	// scrub compares the node's own device with its own index. One result, also beside an error; for the rest as verify.
+	scrub(context.Context, ScrubOptions, func(CheckProgress)) ([]ScrubResult, error)
 	// tune takes changed settings up. What is fixed while the volume is open (path, export, role, block
 	// size) is not looked at.
 	tune(VolumeConfig)

@@ -120,6 +120,7 @@ func freeBytes(dir string) (int64, error) {
 //	mirrorapply.go    committed epochs to the device
 //	mirrorcompare.go  the device against its own index
 //	mirrorfailsafe.go what does not hold what it must
+//	mirrorscrub.go    the device against its own index, now and then
 //	steppedmirror.go  the same without goroutines, for the simulator
 //
 // One goroutine, routineOwn, owns the core (engine/replica) and carries out what it decides, one action after
@@ -149,6 +150,8 @@ type mirror struct {
 	settled  error // of the clean stop
 	once     sync.Once
 
+	scrubs     scrubs
+	scrubEvery atomic.Int64 // time between scheduled ones
 	readBack   atomic.Bool  // what is written is read back, as the settings say
 	mismatches atomic.Int64 // of what was staged, and what was written and read back
 
@@ -173,6 +176,9 @@ func openMirror(o mirrorOptions) (*mirror, error) {
 	}
 	m.tryOpen()
 	m.owner.Go(m.routineOwn)
+	if m.fs == journal.OS {
+		m.owner.Go(m.scrubSchedule)
+	}
 	<-m.replayed
 	return m, nil
 }
@@ -181,6 +187,7 @@ func newMirror(o mirrorOptions) *mirror {
 	m := &mirror{mirrorOptions: o.withDefaults(), ended: make(chan struct{}), replayed: make(chan struct{}), release: func() {}}
 	m.aborted, m.abort = context.WithCancel(context.Background())
 	m.readBack.Store(m.config.VerifyWrites == "readback")
+	m.scrubEvery.Store(int64(m.config.scrubEvery()))
 	return m
 }
 
@@ -409,6 +416,7 @@ func (m *mirror) setAside() error {
 // stop ends the mirror cleanly: the session is told, what is committed is applied, and everything is durable
 // and recorded. Where ctx ends first, the rest is left to the next start.
 func (m *mirror) stop(ctx context.Context) error {
+	m.scrubs.stop()
 	m.post(m.beginStop)
 	select {
 	case <-m.ended:

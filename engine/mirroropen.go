@@ -266,5 +266,6 @@ func deviceOr(op, path string, err error) error {
 // tune takes changed settings up.
 func (m *mirror) tune(c VolumeConfig) {
 	m.readBack.Store(c.VerifyWrites == "readback")
+	m.scrubEvery.Store(int64(c.scrubEvery()))
 	m.call(func() { m.config.StagingLimit, m.config.OnReboot = c.StagingLimit, c.OnReboot })
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ import (
 //	primaryfacts.go   the live facts and their journal
 //	checkpoint.go     bounds what a crash has to compare
 //	compare.go        the device against its own index, after foreign writes
+//	scrub.go          the same now and then, for what the disk itself has spoilt
 //	shipper.go …      one for each mirror
 //
 // Goroutines: the export's, the checkpointer, the comparison, and each shipper's; stop ends them in the
@@ -67,6 +69,8 @@ type primary struct {
 	}
 
 	jobs     jobs // verify, repair
+	scrubs   scrubs
+	rotCount atomic.Int64 // readings of the device that were not what the index has
 	cancel   context.CancelCauseFunc
 	routines sync.WaitGroup
 	release  func() // of the folder's lock
@@ -136,6 +140,12 @@ func (p *primary) start(ctx context.Context) error {
 	p.routines.Go(func() { p.index.routine(ctx) })
 	if p.compare != nil {
 		p.routines.Go(func() { p.compare.routine(ctx) })
+	}
+	if p.fs == journal.OS {
+		if err := p.scrubs.load(filepath.Join(p.dir, scrubFile)); err != nil {
+			p.log(err.Error()) // it is kept from the next one on
+		}
+		p.routines.Go(func() { p.scrubSchedule(ctx) })
 	}
 	p.mirrors.Lock()
 	p.mirrors.ctx = ctx
@@ -217,6 +227,7 @@ func (p *primary) addMirror(m MirrorConfig) *shipper {
 func (p *primary) stop(ctx context.Context) error {
 	end := ending{p: p}
 	p.endJobs()
+	p.scrubs.stop()
 	if p.export != nil {
 		end.note("close export", p.export.Close(ctx))
 	}
@@ -302,6 +313,7 @@ func (p *primary) fill(v *VolumeStatus) {
 	if text := p.deviceError.Load(); text != nil {
 		v.Error, v.Next = *text, "check the disk (dmesg, smartctl); the range stays in needs until it can be read"
 	}
+	p.fillRot(v)
 	if p.unproven() {
 		v.State, v.Unproven, v.Compared, v.Error = "comparing", true, p.compare.done.Load(), p.compare.reason
 	}

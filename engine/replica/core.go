@@ -61,6 +61,7 @@ type Core struct {
 	applying  bool    // the first of facts.Mirror.Epochs
 	settled   bool    // nothing was written in place since the device's last flush
 	comparing bool
+	stirred   uint64            // see Stir
 	owes      bool              // a Report, as soon as it was measured what an applied epoch left
 	doubts    *blockdev.PageSet // facts.Mirror.Doubts
 
@@ -157,6 +158,7 @@ func (c *Core) Step(e Event) []Action {
 		c.tellRoom()
 	case *Written:
 		c.session.writes--
+		c.stirred++
 		c.placed(e.Extents)
 	case *Compared:
 		c.compared(e)
@@ -220,6 +222,7 @@ func (c *Core) arrived(e Event) {
 // lost ends a session. What is staged is made durable, so that the next one can go on behind it.
 func (c *Core) lost() {
 	c.session = nil
+	c.stirred++
 	if c.staged != nil {
 		c.syncStaging()
 	}

@@ -40,6 +40,7 @@ func (c *Core) direct() {
 		return
 	}
 	c.session.writes++
+	c.stirred++
 	c.settled = false
 	c.do(Write{})
 }

@@ -180,6 +180,7 @@ func (c *Core) applyNext() {
 		return
 	}
 	c.applying = true
+	c.stirred++
 	epoch := c.mirror().Epochs[0]
 	c.do(Apply{epoch, c.mending[epoch] != nil})
 }
@@ -188,6 +189,7 @@ func (c *Core) applyNext() {
 func (c *Core) applied(e *Applied) {
 	f := c.mirror()
 	c.applying, c.settled = false, true
+	c.stirred++
 	f.Applied = e.Epoch
 	f.Epochs = append([]uint64(nil), f.Epochs[1:]...)
 	if pages := c.mending[e.Epoch]; pages != nil {

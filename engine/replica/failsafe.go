@@ -152,3 +152,22 @@ func (c *Core) tellQuarantine() {
 		c.send(frame)
 	}
 }
+
+// Stir tells how often something began or ended that changes the device, and whether anything is being written in
+// place now. Between two calls with the same count nothing began or ended.
+func (c *Core) Stir() (count uint64, placing bool) {
+	return c.stirred, c.session != nil && c.session.writes > 0
+}
+
+// Vouched tells that nothing of a range is in doubt.
+func (c *Core) Vouched(e blockdev.Extent) bool {
+	first, _, ok := c.doubts.NextRun(uint64(e.Offset/blockdev.PageSize), 1)
+	return !ok || first >= pages(e.End())
+}
+
+// Quarantined tells that all of a range is in quarantine.
+func (c *Core) Quarantined(e blockdev.Extent) bool {
+	at := uint64(e.Offset / blockdev.PageSize)
+	first, count, ok := c.quarantine.NextSet(at)
+	return ok && first == at && at+count >= pages(e.End())
+}

@@ -1,0 +1,198 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/blkmirror/blkmirror/blockdev"
+)
+
+// A scrub compares a node's own device with its own index, in the background and without the network. A block
+// that differs although nothing that we know of has changed it is rot. mirrorscrub.go is that of a mirror.
+//
+// A block is judged only while nothing changes it. On a primary that is what a watch tells: a block of which the
+// index needs no page has a valid entry or none, and until somebody writes to it the indexer has no business
+// there either. What a client writes ends the watch, and nothing that was seen under it counts.
+
+// ScrubOptions say how a scrub goes.
+type ScrubOptions struct {
+	Rate int64 // bytes a second that are read; 0: DefaultScrubRate
+}
+
+// ScrubResult is what a scrub came to. `scrub --json` prints it: only ever added to.
+type ScrubResult struct {
+	Volume       string          `json:"volume"`
+	Role         string          `json:"role"`
+	CheckedBytes int64           `json:"checked_bytes"`        // that have an entry
+	UnknownBytes int64           `json:"unknown_bytes"`        // that had none
+	SkippedBytes int64           `json:"skipped_bytes"`        // written all the time, not indexed yet, in doubt, or unreadable
+	Extents      []CheckedExtent `json:"extents"`              // rot
+	Unreadable   []CheckedExtent `json:"unreadable,omitempty"` // the device gives an error there
+	Seconds      float64         `json:"seconds"`
+}
+
+const (
+	DefaultScrub     = 7 * 24 * time.Hour // between scheduled scrubs
+	MinScrub         = time.Minute
+	DefaultScrubRate = 32 << 20 // bytes a second
+
+	scrubLook  = time.Minute // how often it is seen whether one is due; also before one that failed is tried again
+	scrubTries = 3           // readings before a block counts as rotten
+	scrubPause = 50 * time.Millisecond
+	scrubFile  = "scrub.json" // in the volume's folder
+	maxRot     = 1 << 16      // blocks that are remembered
+)
+
+// ParseScrub reads what a user says of the schedule: weekly, daily, off, or a time.
+func ParseScrub(text string) (time.Duration, error) {
+	switch text {
+	case "weekly":
+		return DefaultScrub, nil
+	case "daily":
+		return 24 * time.Hour, nil
+	case "off":
+		return -1, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < MinScrub {
+		return 0, fmt.Errorf("give weekly, daily, off, or a time of at least %v", MinScrub)
+	}
+	return d, nil
+}
+
+// scrubEvery is the time between two scheduled scrubs; 0: there are none.
+func (c *VolumeConfig) scrubEvery() time.Duration { return max(0, cmp.Or(c.Scrub, DefaultScrub)) }
+
+// scrubbing is what one scrub of either role keeps. Blocks are settled one way or another exactly once.
+type scrubbing struct {
+	geometry
+	blocks   uint64
+	most     uint64 // blocks that are looked at in one go
+	limit    *rate.Limiter
+	progress func(CheckProgress)
+	buf      []byte
+	began    time.Time
+	result   ScrubResult
+
+	pending    *blockdev.PageSet // blocks that changed while they were looked at
+	rot        *blockdev.PageSet
+	unreadable *blockdev.PageSet
+}
+
+func newScrubbing(g geometry, chunk int64, limit *rate.Limiter, progress func(CheckProgress)) (*scrubbing, error) {
+	blocks := uint64((g.size + g.blockSize - 1) / g.blockSize)
+	buf, err := blockdev.NewPool(chunk).Get(context.Background(), int(chunk))
+	if err != nil {
+		return nil, err
+	}
+	return &scrubbing{geometry: g, blocks: blocks, most: uint64(max(1, chunk/g.blockSize)), limit: limit, progress: progress, buf: buf, began: time.Now(),
+		pending: blockdev.NewPageSet(blocks), rot: blockdev.NewPageSet(blocks), unreadable: blockdev.NewPageSet(blocks)}, nil
+}
+
+// scrubLimiter is for a scrub of these options.
+func scrubLimiter(o ScrubOptions, chunk int64) *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(cmp.Or(o.Rate, DefaultScrubRate)), int(chunk))
+}
+
+// extent are the bytes of blocks.
+func (x *scrubbing) extent(b, n uint64) blockdev.Extent {
+	off := int64(b) * x.blockSize
+	return blockdev.Extent{Offset: off, Length: min(int64(b+n)*x.blockSize, x.size) - off}
+}
+
+// tell tells how far it is.
+func (x *scrubbing) tell() {
+	if x.progress != nil {
+		r := &x.result
+		x.progress(CheckProgress{Done: r.CheckedBytes + r.UnknownBytes + r.SkippedBytes, Total: x.size})
+	}
+}
+
+func (x *scrubbing) checked(b uint64) { x.result.CheckedBytes += x.extent(b, 1).Length }
+func (x *scrubbing) unknown(b uint64) { x.result.UnknownBytes += x.extent(b, 1).Length }
+func (x *scrubbing) skipped(b uint64) { x.result.SkippedBytes += x.extent(b, 1).Length }
+
+func (x *scrubbing) cannotRead(b uint64) {
+	x.unreadable.Add(b, 1)
+	x.skipped(b)
+}
+
+// all looks at every block, and once more, so many rounds, at those that changed meanwhile.
+func (x *scrubbing) all(ctx context.Context, rounds int, pause func() error, look func(ctx context.Context, b, n uint64) error) error {
+	for b := uint64(0); b < x.blocks; b += x.most {
+		if err := look(ctx, b, min(x.most, x.blocks-b)); err != nil {
+			return err
+		}
+		x.tell()
+	}
+	for round := 0; round < rounds && x.pending.Count() > 0; round++ {
+		if err := pause(); err != nil {
+			return err
+		}
+		again := x.pending.Clone()
+		x.pending.Clear()
+		for b, n, ok := again.NextRun(0, x.most); ok; b, n, ok = again.NextRun(b+n, x.most) {
+			if err := look(ctx, b, n); err != nil {
+				return err
+			}
+			x.tell()
+		}
+	}
+	return nil
+}
+
+// each looks at blocks one by one.
+func each(ctx context.Context, b, n uint64, look func(ctx context.Context, b, n uint64) error) error {
+	for i := range n {
+		if err := look(ctx, b+i, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish makes the result.
+func (x *scrubbing) finish(volume, role string) ScrubResult {
+	r := x.result
+	r.Volume, r.Role, r.Extents, r.Seconds = volume, role, listed(x.extents(x.rot)), time.Since(x.began).Seconds()
+	r.Unreadable = x.extents(x.unreadable)
+	for b, n, ok := x.pending.NextSet(0); ok; b, n, ok = x.pending.NextSet(b + n) {
+		r.SkippedBytes += x.extent(b, n).Length
+	}
+	return r
+}
+
+func (x *scrubbing) extents(set *blockdev.PageSet) (list []CheckedExtent) {
+	for b, n, ok := set.NextSet(0); ok; b, n, ok = set.NextSet(b + n) {
+		list = append(list, CheckedExtent(x.extent(b, n)))
+	}
+	return list
+}
+
+// scrubError is what a scrub says in the end. An unreadable block is told when everything was looked at.
+func (r *ScrubResult) scrubError(ctx context.Context, err error) error {
+	if _, told := errors.AsType[*Error](err); err != nil && !told && (ctx.Err() != nil || errors.Is(err, errVolumeStops)) {
+		return &Error{Kind: KindNetwork, Op: "scrub", On: r.Volume, Err: fmt.Errorf("interrupted: %w", cmp.Or(context.Cause(ctx), err)), Next: "run it again"}
+	}
+	if err == nil && len(r.Unreadable) > 0 {
+		e := r.Unreadable[0]
+		return &Error{Kind: KindDevice, Op: "scrub", On: r.Volume, Err: fmt.Errorf("%d ranges cannot be read, the first at %d+%d", len(r.Unreadable), e.Offset, e.Length),
+			Next: "check the disk (dmesg, smartctl); the volume goes on"}
+	}
+	return err
+}
+
+// summary is for the log.
+func (r *ScrubResult) summary(err error) string {
+	text := fmt.Sprintf("scrub: %d bytes are as the index has them, %d had no entry, %d were left out, %d ranges are rotten, %.0f s", r.CheckedBytes, r.UnknownBytes,
+		r.SkippedBytes, len(r.Extents), r.Seconds)
+	if err != nil {
+		text += fmt.Sprintf("; %v", err)
+	}
+	return text
+}
