@@ -41,8 +41,10 @@ type VolumeLog struct {
 	reserved atomic.Bool           // there is room for the next checkpoint, or one under way has it
 
 	mu         sync.Mutex // also makes a lists record, its facts and a rotation one order
+	encoded    []byte     // the facts appended last, since the start
+	changes    uint64     // of facts
 	size       int64      // of the volume
-	lists      listsAt    // those of the facts appended last
+	lists      listsAt    // those of encoded
 	checkpoint *Checkpoint
 	named      uint64 // number of the last checkpoint
 	reserve    int64  // bytes that the next one may take
@@ -221,7 +223,7 @@ func (l *VolumeLog) AppendFacts(f VolumeFacts) (LSN, error) {
 		return 0, err
 	}
 	l.since.Add(frameSize(len(encoded)))
-	l.adoptLocked(&f)
+	l.adoptLocked(&f, encoded)
 	return lsn, nil
 }
 
@@ -253,8 +255,9 @@ func (l *VolumeLog) encodeLocked(f *VolumeFacts, leave int64) ([]byte, error) {
 }
 
 // adoptLocked notes facts whose record has been appended.
-func (l *VolumeLog) adoptLocked(f *VolumeFacts) {
-	l.size = f.Size
+func (l *VolumeLog) adoptLocked(f *VolumeFacts, encoded []byte) {
+	l.encoded, l.size = encoded, f.Size
+	l.changes++
 	l.regions.Store(f.regions(l.opts.RegionSize))
 }
 

@@ -53,8 +53,8 @@ func (c *Checkpoint) endLocked(done bool) {
 }
 
 // Finish makes the checkpoint count: facts, sets and hot regions, in any order, are what holds together
-// with all marks since T. The sets are only read and must not change meanwhile. The facts hold from then on:
-// from when the caller took them until Finish returns it appends no others.
+// with all marks since T. The sets are only read and must not change meanwhile. Where facts were appended
+// since the call, those hold and not these.
 //
 // Whatever fails before the checkpoint is named durably leaves the former one in force. A disk without
 // room for the file fails this checkpoint and nothing else (errors.Is syscall.ENOSPC); any other failure
@@ -73,7 +73,7 @@ func (c *Checkpoint) finish(facts *VolumeFacts, sets []NamedSet, hot []uint64) e
 	slices.Sort(hot)
 	hot = slices.Compact(hot)
 	l.mu.Lock()
-	over, number := c.over, l.named+1
+	over, changes, number := c.over, l.changes, l.named+1
 	l.mu.Unlock()
 	if over {
 		return ErrCheckpoint
@@ -91,7 +91,7 @@ func (c *Checkpoint) finish(facts *VolumeFacts, sets []NamedSet, hot []uint64) e
 	if err := l.writeCheckpoint(&record, sets, hot); err != nil {
 		return err
 	}
-	if err := l.nameCheckpoint(record, facts); err != nil {
+	if err := l.nameCheckpoint(record, facts, changes); err != nil {
 		return err
 	}
 	done = true
@@ -175,16 +175,21 @@ func (l *VolumeLog) giveBack(f File, sets []NamedSet, hot []uint64) {
 }
 
 // nameCheckpoint appends the record that makes a checkpoint file count, and returns when it is durable.
-func (l *VolumeLog) nameCheckpoint(r checkpointRecord, facts *VolumeFacts) error {
+func (l *VolumeLog) nameCheckpoint(r checkpointRecord, facts *VolumeFacts, changes uint64) error {
 	l.mu.Lock()
-	encoded, err := l.encodeLocked(facts, 0)
+	encoded, err := l.encoded, error(nil)
+	if l.changes == changes {
+		encoded, err = l.encodeLocked(facts, 0)
+	}
 	var lsn LSN
 	if err == nil {
 		lsn, err = l.log.appendLast(typeCheckpoint, r.encode(encoded), 0)
 	}
 	if err == nil {
 		l.named = r.number
-		l.adoptLocked(facts)
+		if l.changes == changes {
+			l.adoptLocked(facts, encoded)
+		}
 	}
 	l.mu.Unlock()
 	if err == nil {
