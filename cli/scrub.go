@@ -20,8 +20,10 @@ func (a *app) scrubCommand() *cli.Command {
 	return a.volumeCommand("scrub", "compare the disk of a live volume here with its own index", `
 Runs on either node, on that node's own disk, and needs no network; clients go on. Each block is compared
 with the checksum that was noted when it was written. One that differs although nobody has written to it is
-rot: at a mirror, which is read-only then, 'blkmirror repair VOLUME' at the primary brings it; at a primary
-it is told. The exit code is 5 then. The daemon does the same by itself now and then (--scrub of serve).`,
+rot. At a mirror it is healed at once where the primary still has what was written; else the mirror is
+read-only, and 'blkmirror repair VOLUME' at the primary brings it. At a primary it is told, and 'blkmirror
+repair VOLUME --from mirror' takes it from a mirror. The exit code is 5 where rot is left. The daemon does the
+same by itself now and then (--scrub of serve).`,
 		"\nblkmirror scrub db\nblkmirror scrub db --rate 200MiB --json", flags,
 		func(ctx context.Context, control, volume string) error {
 			view := a.startCheck()
@@ -36,7 +38,7 @@ func (a *app) scrubbed(volume string, results []engine.ScrubResult, asJSON bool,
 	var rot error
 	for _, r := range results {
 		if len(r.Extents) > 0 {
-			text, next := "its disk does not hold what was written; the volume goes on", "check the disk (smartctl); the mirrors still have what was written, so do not repair them from here before it is put right"
+			text, next := "its disk does not hold what was written; the volume goes on", fmt.Sprintf("check the disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)
 			if r.Role == "mirror" {
 				text, next = "the mirror's disk does not hold what was written, and the mirror is read-only", fmt.Sprintf("check the disk (smartctl), and run `%s repair %s` at the primary: it brings those blocks", name, volume)
 			}
@@ -48,6 +50,10 @@ func (a *app) scrubbed(volume string, results []engine.ScrubResult, asJSON bool,
 		}
 		fmt.Fprintf(a.stdout, "%s, %s here: compared %s in %s, ", r.Volume, r.Role, formatBytes(r.CheckedBytes), formatSeconds(r.Seconds))
 		a.printExtents(r.Extents, "rot, ranges", "no rot")
+		if len(r.Healed) > 0 {
+			fmt.Fprint(a.stdout, "  ")
+			a.printExtents(r.Healed, "healed with what the primary has, ranges", "")
+		}
 		if r.UnknownBytes > 0 {
 			fmt.Fprintf(a.stdout, "  %s had no checksum yet\n", formatBytes(r.UnknownBytes))
 		}

@@ -42,22 +42,35 @@ sides have read it again, makes its mirror read-only: it keeps what it has and t
 // verified prints what a verify came to. A difference that was found counts more than an error behind it.
 func (a *app) verified(volume string, results []engine.VerifyResult, asJSON bool, err error) error {
 	var differ []string
+	rotten := false
 	for _, r := range results {
 		if len(r.Extents) > 0 {
 			differ = append(differ, r.Mirror)
 		}
+		rotten = rotten || len(r.Rot) > 0
 		if asJSON {
 			a.printLine(r)
 			continue
 		}
 		fmt.Fprintf(a.stdout, "%s at %s: compared %s in %s, ", r.Volume, r.Mirror, formatBytes(r.CheckedBytes), formatSeconds(r.Seconds))
 		a.printExtents(r.Extents, "ranges that differ", "no difference")
+		if len(r.Rot) > 0 {
+			fmt.Fprint(a.stdout, "  ")
+			a.printExtents(r.Rot, "rot of this node's own disk, ranges", "")
+		}
 		if r.ResumedAt > 0 {
 			fmt.Fprintf(a.stdout, "  it went on at %s, where one before it was interrupted\n", formatBytes(r.ResumedAt))
 		}
 		if r.SkippedBytes > 0 {
 			fmt.Fprintf(a.stdout, "  %s were not compared: they are not shipped yet, or written all the time\n", formatBytes(r.SkippedBytes))
 		}
+	}
+	if rotten && len(differ) == 0 {
+		if err != nil {
+			printError(a.stderr, err)
+		}
+		return &engine.Error{Kind: engine.KindIntegrity, Op: "verify", On: volume, Err: errors.New("rot: this node's disk does not hold what was written, and the mirror does"),
+			Next: fmt.Sprintf("check the disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)}
 	}
 	return a.differing("verify", volume, differ, "read-only now",
 		fmt.Sprintf("run `%s repair %s`: it brings the blocks that differ", name, volume), err)

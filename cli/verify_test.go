@@ -40,6 +40,7 @@ func TestVerifyAsks(t *testing.T) {
 		"repair db":                                  "POST /repair?volume=db",
 		"repair --all db --mirror east":              "POST /repair?all=1&mirror=east&volume=db",
 		"repair db --dry-run --json":                 "POST /repair?dry_run=1&volume=db",
+		"repair db --from mirror":                    "POST /repair?from=mirror&volume=db",
 		"repair db --all=false --dry-run --mirror x": "POST /repair?dry_run=1&mirror=x&volume=db",
 	} {
 		got := call(t, append(strings.Fields(args), "--control", control)...)
@@ -58,6 +59,7 @@ func TestVerifyTellsPeople(t *testing.T) {
 	late := engine.VerifyResult{Volume: "db", Mirror: "west", CheckedBytes: 1 << 20, SkippedBytes: 4096, ResumedAt: 2 << 30, Extents: extents(0), Seconds: 1}
 	other := engine.VerifyResult{Volume: "db", Mirror: "west", CheckedBytes: 1 << 20, Extents: extents(2), Seconds: 1}
 	many := engine.VerifyResult{Volume: "db", Mirror: "far", CheckedBytes: 1 << 30, Extents: extents(extentsShown + 3), Seconds: 1}
+	rotten := engine.VerifyResult{Volume: "db", Mirror: "east", CheckedBytes: 1 << 20, Extents: extents(0), Rot: extents(1), Seconds: 1}
 	away := object{"kind": "network", "op": "verify", "on": "far", "error": "it is away", "next": "look there"}
 	tests := []struct {
 		name           string
@@ -70,6 +72,8 @@ func TestVerifyTellsPeople(t *testing.T) {
 			"went on at 2.00 GiB", "4.00 KiB were not compared"}, nil},
 		{"a difference", object{"results": []any{same, other}}, exitIntegrity, []string{"no difference\n", "ranges that differ: 2 (128 KiB)\n  at 0+65536\n  at 131072+65536\n"},
 			[]string{"blkmirror: verify db: mirror west differs, and is read-only now\n  next: run `blkmirror repair db`"}},
+		{"rot", object{"results": []any{rotten}}, exitIntegrity, []string{"no difference\n  rot of this node's own disk, ranges: 1 (64.0 KiB)\n  at 0+65536\n"},
+			[]string{"and the mirror does\n  next: check the disk (smartctl), then `blkmirror repair db --from mirror`"}},
 		{"many differences", object{"results": []any{other, many}}, exitIntegrity, []string{"ranges that differ: 23 (1.44 MiB)", "\n  and 3 more; --json lists all\n"},
 			[]string{"mirrors west, far differ, and are read-only now"}},
 		{"one is away", object{"results": []any{same}, "error": away}, exitNetwork, []string{"db at east:"}, []string{"it is away\n  next: look there"}},

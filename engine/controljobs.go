@@ -19,7 +19,7 @@ import (
 // Verify and repair take as long as they take, so their answers are lines, each a JSON object:
 //
 //	POST /verify?volume=[&mirror=][&rate=BYTES]             {"progress":CheckProgress}*  {"results":[VerifyResult…]}
-//	POST /repair?volume=[&mirror=][&all=1][&dry_run=1]      {"progress":CheckProgress}*  {"results":[RepairResult…]}
+//	POST /repair?volume=[&mirror=][&all=1][&dry_run=1][&from=mirror] {"progress":CheckProgress}*  {"results":[RepairResult…]}
 //
 // The last line has an "error" (a controlError) where the work ended early, and then results only of mirrors
 // that were done before. An answer without a last line was cut off. Requests that make no sense are answered
@@ -61,7 +61,11 @@ func (s *server) answerRepair(w http.ResponseWriter, r *http.Request) {
 		answerJSON(w, nil, badJob("repair", r, "bad all or dry_run", "give all=1 and dry_run=1, or leave them away"))
 		return
 	}
-	o := RepairOptions{Mirror: r.FormValue("mirror"), All: all, DryRun: dryRun}
+	o := RepairOptions{Mirror: r.FormValue("mirror"), All: all, DryRun: dryRun, From: r.FormValue("from")}
+	if o.From != "" && o.From != "primary" && o.From != "mirror" {
+		answerJSON(w, nil, badJob("repair", r, "bad from", "give from=primary or from=mirror"))
+		return
+	}
 	answerJob(s, w, r, func(ctx context.Context, v liveVolume, tell func(CheckProgress)) ([]RepairResult, error) {
 		results, err := v.repair(ctx, o, tell)
 		for i := range results {
@@ -215,6 +219,9 @@ func Repair(ctx context.Context, control, volume string, o RepairOptions, tell f
 	}
 	if o.DryRun {
 		values.Set("dry_run", "1")
+	}
+	if o.From != "" {
+		values.Set("from", o.From)
 	}
 	return followDaemon[RepairResult](ctx, control, "repair", values, tell)
 }

@@ -127,6 +127,7 @@ type RepairOptions struct {
 	Mirror string // its name; "": every one
 	All    bool   // not only what is in quarantine, and in any state of the mirror
 	DryRun bool   // only compare
+	From   string // "": what is not rotten here is brought; "primary": also what is; "mirror": what is rotten here is taken from a mirror
 }
 
 // CheckProgress tells how far a verify or a repair is with one mirror. Total may grow.
@@ -142,7 +143,8 @@ type VerifyResult struct {
 	Mirror       string          `json:"mirror"`
 	CheckedBytes int64           `json:"checked_bytes"`
 	SkippedBytes int64           `json:"skipped_bytes"` // written all the time, or not shipped yet: nothing is known of them
-	Extents      []CheckedExtent `json:"extents"`       // what differs
+	Extents      []CheckedExtent `json:"extents"`       // what is wrong at the mirror
+	Rot          []CheckedExtent `json:"rot,omitempty"` // what is wrong at the primary, as its own index tells
 	Seconds      float64         `json:"seconds"`
 	ResumedAt    int64           `json:"resumed_at,omitempty"` // where an interrupted one was taken up
 }

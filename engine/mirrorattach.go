@@ -84,6 +84,7 @@ func (m *mirror) newSession(ctx context.Context, conn Conn, hello *wire.Hello, a
 		out:     newOutbox(),
 		ordered: make(chan *arrival, m.open), checks: make(chan *arrival, m.open),
 		direct: make(chan *run, m.open), offers: make(chan *wire.Offer, maxOffers+1),
+		fetches: newFetching(),
 	}
 	s.placed.init()
 	s.link = newLink(ctx, conn, &s.prog)

@@ -21,6 +21,10 @@ import (
 // block that differs is read again by the owner itself, who begins every apply and every write in place: while
 // nothing of both touches the block, it and its entry stand still.
 //
+// What is rotten is healed, by the owner and while it stands still, where the primary has a block with the very hash
+// of the entry; else the mirror becomes read-only. Healing in place is no repair in place: the block gets what this
+// mirror's own cut has there, and not what the primary has by now.
+//
 // A block without an entry gets one where nothing that could change it began, ended or was under way from before it
 // was read until the entry is noted, in the owner: an entry may be absent, never wrong.
 
@@ -234,17 +238,23 @@ const (
 	verdictRight
 	verdictUnreadable
 	verdictRot
+	verdictHealed
 )
 
-// confirm has the owner read a block again that differs: what differs twice is rot.
+// confirm has the owner read a block again that differs: what differs twice is rot. Before the last time the primary
+// is asked for it.
 func (x *mirrorScrub) confirm(ctx context.Context, b uint64) error {
-	found := 1
+	found, right := 1, []byte(nil)
 	for try := 0; try < 2*scrubRounds; try++ {
 		if err := x.pause(ctx, scrubPause); err != nil {
 			return err
 		}
+		final := found == scrubTries-1
+		if final && right == nil {
+			right = x.askPrimary(ctx, b)
+		}
 		var v verdict
-		if err := x.owner(func() { v = x.judge(b, found == scrubTries-1) }); err != nil {
+		if err := x.owner(func() { v = x.judge(b, final, right) }); err != nil {
 			return err
 		}
 		switch v {
@@ -264,6 +274,10 @@ func (x *mirrorScrub) confirm(ctx context.Context, b uint64) error {
 			x.m.log(fmt.Sprintf("block %d differed from the index once and does not any more: check memory and cables", b))
 			x.checked(b)
 			return nil
+		case verdictHealed:
+			x.healed.Add(b, 1)
+			x.checked(b)
+			return nil
 		}
 		if found++; found == scrubTries {
 			x.rot.Add(b, 1)
@@ -275,9 +289,9 @@ func (x *mirrorScrub) confirm(ctx context.Context, b uint64) error {
 	return nil
 }
 
-// judge reads a block and its entry while both stand still. With final, what differs makes the mirror read-only. In
-// the owner.
-func (x *mirrorScrub) judge(b uint64, final bool) verdict {
+// judge reads a block and its entry while both stand still. With final, what differs is replaced by what is right,
+// where that is known, else it makes the mirror read-only. In the owner.
+func (x *mirrorScrub) judge(b uint64, final bool, right []byte) verdict {
 	m, e := x.m, x.extent(b, 1)
 	var entry [1]journal.Entry
 	switch {
@@ -297,6 +311,9 @@ func (x *mirrorScrub) judge(b uint64, final bool) verdict {
 	if got[0] == entry[0].Hash {
 		return verdictRight
 	}
+	if final && !m.core.Quarantined(e) && x.heal(e, entry[0].Hash, right) {
+		return verdictHealed
+	}
 	if final && !m.core.Quarantined(e) {
 		m.mismatches.Add(1)
 		cause, extents := causeOf([]damage{{e, journal.ClassRot, entry[0].Hash, got[0]}}, m.core.Facts().Mirror.Applied, m.now())
@@ -305,6 +322,51 @@ func (x *mirrorScrub) judge(b uint64, final bool) verdict {
 		m.publish()
 	}
 	return verdictRot
+}
+
+// askPrimary is the block that an entry names, where the primary has it; nil: it does not, or is not here.
+func (x *mirrorScrub) askPrimary(ctx context.Context, b uint64) []byte {
+	e := x.extent(b, 1)
+	var entry [1]journal.Entry
+	var s *mirrorSession
+	if x.m.steps != nil || x.s.index.lookUp(e.Offset, entry[:]) != nil || !entry[0].Known || x.owner(func() { s = x.m.current }) != nil || s == nil {
+		return nil
+	}
+	right, err := s.fetches.fetch(ctx, s.link, s.queue, &wire.Fetch{Offset: e.Offset, Length: uint32(e.Length), Hash: entry[0].Hash})
+	if err != nil && ctx.Err() == nil {
+		x.m.log(fmt.Sprintf("the primary could not be asked for rotten block %d: %v", b, err))
+	}
+	return right
+}
+
+// heal replaces a block, which is in x.buf, by what is right. It is undone by nothing: where it fails, the block is
+// as rotten as before. In the owner.
+func (x *mirrorScrub) heal(e blockdev.Extent, want wire.Hash, right []byte) bool {
+	if right == nil || wire.Sum(right) != want {
+		return false
+	}
+	m := x.m
+	b, back := e.Offset/x.blockSize, x.buf[:e.Length]
+	err := keepRot(m.dir, back, e.Offset, m.now())
+	if err == nil {
+		_, err = x.s.dev.WriteAt(right, e.Offset)
+	}
+	if err == nil {
+		err = x.s.dev.Flush()
+	}
+	if err == nil {
+		_, err = x.s.dev.ReadAt(back, e.Offset)
+	}
+	if err == nil && wire.Sum(back) != want {
+		err = errors.New("it reads back as something else")
+	}
+	if err != nil {
+		m.log(fmt.Sprintf("rotten block %d could not be healed: %v", b, err))
+		return false
+	}
+	m.mismatches.Add(1)
+	m.log(fmt.Sprintf("rot: block %d was not what was written, and was replaced by what the primary has; %s keeps what it held: check the disk (smartctl)", b, rotFolder))
+	return true
 }
 
 // scrubSchedule scrubs as it becomes due, from when on the mirror holds a volume.

@@ -46,6 +46,7 @@ type mirrorSession struct {
 	direct  chan *run
 	offers  chan *wire.Offer
 	placed  placed
+	fetches *fetching
 	scratch *blockdev.Pool // of those who write to and read the device
 
 	// Of the owner.
@@ -124,6 +125,9 @@ func (s *mirrorSession) stages() error {
 	for range mirrorWriters {
 		stages.Go(func() error { return s.routineDirect(ctx, runs) })
 	}
+	stages.Go(func() error {
+		return s.fetches.routineAnswer(ctx, s.readBlock, s.queue)
+	})
 	stages.Go(func() error { return s.routineSend(ctx) })
 	return stages.Wait()
 }
@@ -160,6 +164,10 @@ func (s *mirrorSession) handle(msg wire.Message) error {
 		return s.takeSuspect(msg)
 	case *wire.Repair:
 		return s.hand(&arrival{event: &replica.Repair{Message: msg}})
+	case *wire.Fetch:
+		return s.fetches.wanted(s.geometry, msg)
+	case *wire.Fetched:
+		return s.fetches.fetched(s.conn, msg)
 	}
 	return protocolError("a primary does not send type %d", msg.Type())
 }
@@ -348,6 +356,17 @@ func (s *mirrorSession) send(msg wire.Message) {
 		}
 	}
 	s.out.add(msg)
+}
+
+// queue is send for what does not come from the owner.
+func (s *mirrorSession) queue(msg wire.Message) error {
+	s.out.add(msg)
+	return nil
+}
+
+func (s *mirrorSession) readBlock(b []byte, off int64) error {
+	_, err := s.store.dev.ReadAt(b, off)
+	return err
 }
 
 // routineSend sends what was answered, and grants.

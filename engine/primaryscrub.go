@@ -185,7 +185,7 @@ func (p *primary) keepScrubs() {
 }
 
 // nextRot is what a person can do about a primary's own rot.
-const nextRot = "check the disk (smartctl); the mirrors still have what was written, so do not repair them from here before it is put right"
+const nextRot = "check the disk (smartctl), then take what was written from a mirror with `blkmirror repair VOLUME --from mirror`"
 
 // fillRot tells what is known of it.
 func (p *primary) fillRot(v *VolumeStatus) {
@@ -210,14 +210,26 @@ func (x *indexer) spoilt(off, n int64) bool {
 	if !x.p.scrubs.isRotten(b) {
 		return false
 	}
-	for page := uint64(off) / pageSize; page < pagesOf(off+n); page++ {
-		if !x.p.tracker.Needed(x.sets, page) {
-			return true
-		}
+	if x.p.stillRotten(b) {
+		return true
 	}
 	if x.p.scrubs.mended(b) {
 		x.p.log(fmt.Sprintf("block %d was rotten, and counts as written anew", b))
 		x.p.keepScrubs()
+	}
+	return false
+}
+
+// stillRotten tells whether a block is rotten and was not written as a whole since.
+func (p *primary) stillRotten(b uint64) bool {
+	if !p.scrubs.isRotten(b) {
+		return false
+	}
+	off := int64(b) * p.blockSize
+	for page := uint64(off) / pageSize; page < pagesOf(min(off+p.blockSize, p.size)); page++ {
+		if !p.tracker.Needed(p.index.sets, page) {
+			return true
+		}
 	}
 	return false
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -93,6 +94,9 @@ func (p *primary) repair(ctx context.Context, o RepairOptions, progress func(Che
 	if err != nil {
 		return nil, err
 	}
+	if o.From == "mirror" {
+		return p.repairFromMirror(ctx, o, chosen, progress)
+	}
 	var results []RepairResult
 	for _, s := range chosen {
 		r, err := s.repair(ctx, o, progress)
@@ -121,8 +125,25 @@ func (s *shipper) repair(ctx context.Context, o RepairOptions, progress func(Che
 		return r, nil
 	case o.DryRun:
 		return s.dryRun(ctx, o, cause, r, progress)
+	case o.From == "":
+		if err := s.undecided(o, cause); err != nil {
+			return r, err
+		}
 	}
 	return s.carryOutRepair(ctx, o, r, progress)
+}
+
+// undecided refuses to bring a block to a mirror that our own index says is rotten: a person has to say who is right.
+func (s *shipper) undecided(o RepairOptions, cause *wire.Quarantine) error {
+	for _, b := range s.p.scrubs.rotten() {
+		e := blockdev.Extent{Offset: int64(b) * s.p.blockSize, Length: s.p.blockSize}
+		asked := o.All || slices.ContainsFunc(cause.Extents, func(q wire.Extent) bool { return q.Offset < e.End() && e.Offset < q.Offset+q.Length })
+		if asked && s.p.stillRotten(b) {
+			return &Error{Kind: KindState, Op: "repair", On: s.p.name, Err: fmt.Errorf("block %d is rotten here: mirror %s would get what this disk made of it", b, s.config.Name),
+				Next: "say --from mirror first, which takes it from a mirror that has what was written; or --from primary, if this disk is to be believed"}
+		}
+	}
+	return nil
 }
 
 // settleSuspects waits until a mirror that is to be told of mismatches knows them, and until one that says that

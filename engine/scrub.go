@@ -32,6 +32,7 @@ type ScrubResult struct {
 	UnknownBytes int64           `json:"unknown_bytes"`        // that had none
 	SkippedBytes int64           `json:"skipped_bytes"`        // written all the time, not indexed yet, in doubt, or unreadable
 	Extents      []CheckedExtent `json:"extents"`              // rot
+	Healed       []CheckedExtent `json:"healed,omitempty"`     // rot that was replaced by what the primary has
 	Unreadable   []CheckedExtent `json:"unreadable,omitempty"` // the device gives an error there
 	Seconds      float64         `json:"seconds"`
 }
@@ -81,6 +82,7 @@ type scrubbing struct {
 
 	pending    *blockdev.PageSet // blocks that changed while they were looked at
 	rot        *blockdev.PageSet
+	healed     *blockdev.PageSet // that were rotten
 	unreadable *blockdev.PageSet
 }
 
@@ -91,7 +93,7 @@ func newScrubbing(g geometry, chunk int64, limit *rate.Limiter, progress func(Ch
 		return nil, err
 	}
 	return &scrubbing{geometry: g, blocks: blocks, most: uint64(max(1, chunk/g.blockSize)), limit: limit, progress: progress, buf: buf, began: time.Now(),
-		pending: blockdev.NewPageSet(blocks), rot: blockdev.NewPageSet(blocks), unreadable: blockdev.NewPageSet(blocks)}, nil
+		pending: blockdev.NewPageSet(blocks), rot: blockdev.NewPageSet(blocks), healed: blockdev.NewPageSet(blocks), unreadable: blockdev.NewPageSet(blocks)}, nil
 }
 
 // scrubLimiter is for a scrub of these options.
@@ -160,7 +162,7 @@ func each(ctx context.Context, b, n uint64, look func(ctx context.Context, b, n 
 func (x *scrubbing) finish(volume, role string) ScrubResult {
 	r := x.result
 	r.Volume, r.Role, r.Extents, r.Seconds = volume, role, listed(x.extents(x.rot)), time.Since(x.began).Seconds()
-	r.Unreadable = x.extents(x.unreadable)
+	r.Unreadable, r.Healed = x.extents(x.unreadable), x.extents(x.healed)
 	for b, n, ok := x.pending.NextSet(0); ok; b, n, ok = x.pending.NextSet(b + n) {
 		r.SkippedBytes += x.extent(b, n).Length
 	}
@@ -189,8 +191,8 @@ func (r *ScrubResult) scrubError(ctx context.Context, err error) error {
 
 // summary is for the log.
 func (r *ScrubResult) summary(err error) string {
-	text := fmt.Sprintf("scrub: %d bytes are as the index has them, %d had no entry, %d were left out, %d ranges are rotten, %.0f s", r.CheckedBytes, r.UnknownBytes,
-		r.SkippedBytes, len(r.Extents), r.Seconds)
+	text := fmt.Sprintf("scrub: %d bytes are as the index has them, %d had no entry, %d were left out, %d ranges are rotten, %d were and are healed, %.0f s", r.CheckedBytes, r.UnknownBytes,
+		r.SkippedBytes, len(r.Extents), len(r.Healed), r.Seconds)
 	if err != nil {
 		text += fmt.Sprintf("; %v", err)
 	}

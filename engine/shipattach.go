@@ -16,8 +16,9 @@ import (
 // shipSession is one connection of a shipper, after Attached.
 type shipSession struct {
 	*link
-	window *wire.SendWindow
-	work   chan offerJob // has room for all that may be unanswered
+	window  *wire.SendWindow
+	work    chan offerJob // has room for all that may be unanswered
+	fetches *fetching
 
 	// ship ends when reading must stop: the session is over, or the cut was given up.
 	mu     sync.Mutex
@@ -151,7 +152,7 @@ func (s *shipper) session1(ctx context.Context, conn *wire.Conn, hello *wire.Hel
 
 func newShipSession(ctx context.Context, conn Conn, a *wire.Attached) *shipSession {
 	l := newLink(ctx, conn, new(Progress))
-	session := &shipSession{link: l, window: wire.NewWindow(a.Window), work: make(chan offerJob, shipOffers)}
+	session := &shipSession{link: l, window: wire.NewWindow(a.Window), work: make(chan offerJob, shipOffers), fetches: newFetching()}
 	session.ship, session.noShip = context.WithCancelCause(l.ctx)
 	return session
 }
@@ -165,6 +166,7 @@ func (s *shipper) run(session *shipSession) error {
 	for range shipOffers {
 		routines.Go(func() { s.routineOffer(session) })
 	}
+	routines.Go(func() { s.routineAnswer(session) })
 	s.notify()
 	<-session.ctx.Done()
 	session.window.Close(context.Cause(session.ctx))

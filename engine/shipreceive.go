@@ -63,6 +63,10 @@ func (s *shipper) handle(m wire.Message) error {
 		}
 	case *wire.Quarantine:
 		err = s.takeQuarantine(m)
+	case *wire.Fetch:
+		return s.session.fetches.wanted(geometry{size: s.p.size, blockSize: s.p.blockSize}, m)
+	case *wire.Fetched:
+		return s.session.fetches.fetched(s.session.conn, m)
 	case *wire.Doubt:
 		err = s.takeDoubt(m)
 	default:

@@ -119,9 +119,13 @@ type verification struct {
 	checked  atomic.Int64 // bytes
 
 	mu      sync.Mutex
-	pending *blockdev.PageSet // blocks that are to be compared one by one, or again
-	wrong   *blockdev.PageSet // blocks that differ
-	found   map[uint64]wire.Hash
+	pending *blockdev.PageSet    // blocks that are to be compared one by one, or again
+	wrong   *blockdev.PageSet    // blocks that differ and are to be brought
+	rot     *blockdev.PageSet    // blocks of our own that are not what was written
+	found   map[uint64]wire.Hash // what blocks of wrong have to be
+
+	own sync.Mutex    // one at a time looks at what our own index says
+	x   *primaryScrub // made when it is needed
 }
 
 func newVerification(s *shipper, bytesPerSecond int64, progress func(CheckProgress)) *verification {
@@ -132,7 +136,7 @@ func newVerification(s *shipper, bytesPerSecond int64, progress func(CheckProgre
 		limit.SetLimit(rate.Limit(bytesPerSecond))
 	}
 	return &verification{s: s, g: g, blocks: blocks, limit: limit, progress: progress,
-		pending: blockdev.NewPageSet(blocks), wrong: blockdev.NewPageSet(blocks), found: map[uint64]wire.Hash{}}
+		pending: blockdev.NewPageSet(blocks), wrong: blockdev.NewPageSet(blocks), rot: blockdev.NewPageSet(blocks), found: map[uint64]wire.Hash{}}
 }
 
 // run compares everything, and then what was written meanwhile, as long as that comes to rest.
@@ -166,6 +170,9 @@ func (v *verification) run(ctx context.Context) (r VerifyResult, err error) {
 	}
 	for b, n, ok := v.wrong.NextSet(0); ok; b, n, ok = v.wrong.NextSet(b + n) {
 		r.Extents = append(r.Extents, CheckedExtent(v.extent(b, n)))
+	}
+	for b, n, ok := v.rot.NextSet(0); ok; b, n, ok = v.rot.NextSet(b + n) {
+		r.Rot = append(r.Rot, CheckedExtent(v.extent(b, n)))
 	}
 	for b, n, ok := v.pending.NextSet(0); ok; b, n, ok = v.pending.NextSet(b + n) {
 		r.SkippedBytes += v.extent(b, n).Length
@@ -301,17 +308,16 @@ func (v *verification) confirm(ctx context.Context, b uint64, first wire.Hash) e
 			v.s.p.log(fmt.Sprintf("block %d, which nobody wrote, was read twice with different content: check the primary's disk", b))
 		}
 	}
-	v.settle(b, first)
-	return nil
+	return v.judge(ctx, b, first)
 }
 
-// settle notes what a block was found to be: different where there is a hash of ours.
-func (v *verification) settle(b uint64, ours wire.Hash) {
+// settle notes what a block was found to be: wrong at the mirror where there is a hash that it has to have.
+func (v *verification) settle(b uint64, want wire.Hash) {
 	v.mu.Lock()
 	v.pending.Remove(b, 1)
-	if ours != (wire.Hash{}) {
+	if want != (wire.Hash{}) {
 		v.wrong.Add(b, 1)
-		v.found[b] = ours
+		v.found[b] = want
 	}
 	v.mu.Unlock()
 	v.settled(b, 1)

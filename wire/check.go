@@ -65,6 +65,10 @@ func check(m Message) error {
 		return m.check()
 	case *Quarantine:
 		return m.check()
+	case *Fetch:
+		return checkFetch(m.Offset, m.Length)
+	case *Fetched:
+		return m.check()
 	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}

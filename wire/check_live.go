@@ -218,3 +218,17 @@ func (m *Quarantine) Join(next *Quarantine) error {
 	m.More = next.More
 	return nil
 }
+
+func checkFetch(offset int64, length uint32) error {
+	if length == 0 || length > MaxBlock {
+		return broken("fetch of %d bytes, limit %d", length, MaxBlock)
+	}
+	return checkRange("fetch", offset, int64(length))
+}
+
+func (m *Fetched) check() error {
+	if m.PayloadLength != 0 && m.PayloadLength != int(m.Length) {
+		return broken("Fetched with a payload of %d bytes, want %d or none", m.PayloadLength, m.Length)
+	}
+	return checkFetch(m.Offset, m.Length)
+}

@@ -83,6 +83,12 @@ func decodeFields(h header, r *reader) Message {
 		return decodeQuarantine(r)
 	case TypeRepair:
 		return decodeRepair(r)
+	case TypeFetch:
+		offset, length, hash := decodeFetch(r)
+		return &Fetch{offset, length, hash}
+	case TypeFetched:
+		offset, length, hash := decodeFetch(r)
+		return &Fetched{Offset: offset, Length: length, Hash: hash, PayloadLength: int(h.payload)}
 	}
 	r.fail("has no decoder")
 	return nil

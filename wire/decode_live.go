@@ -88,3 +88,9 @@ func decodeRepair(r *reader) *Repair {
 	r.reserved(7)
 	return m
 }
+
+func decodeFetch(r *reader) (offset int64, length uint32, hash Hash) {
+	offset, length = r.i64(), r.u32()
+	r.reserved(4)
+	return offset, length, r.hash()
+}

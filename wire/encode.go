@@ -35,19 +35,25 @@ var le = binary.LittleEndian
 // appendFrame appends header and meta of m to b, not its payload. Where m breaks a rule, b is returned
 // as it was, with an error.
 func appendFrame(b []byte, m Message) ([]byte, error) {
-	var payload uint32
-	if d, ok := m.(*Data); ok {
-		// A sender need not fill PayloadLength in, but it must not contradict the payload.
-		if d.PayloadLength != 0 && d.PayloadLength != len(d.Payload) {
-			return b, broken("Data with PayloadLength %d and a payload of %d bytes", d.PayloadLength, len(d.Payload))
-		}
-		sent := *d
-		sent.PayloadLength = len(d.Payload)
-		if err := sent.check(); err != nil {
-			return b, err
-		}
-		payload = uint32(len(d.Payload))
-	} else if err := check(m); err != nil {
+	payload, said := payloadOf(m)
+	// A sender need not fill PayloadLength in, but it must not contradict the payload.
+	if said != 0 && said != len(payload) {
+		return b, broken("%v with PayloadLength %d and a payload of %d bytes", m.Type(), said, len(payload))
+	}
+	var err error
+	switch m := m.(type) {
+	case *Data:
+		sent := *m
+		sent.PayloadLength = len(payload)
+		err = sent.check()
+	case *Fetched:
+		sent := *m
+		sent.PayloadLength = len(payload)
+		err = sent.check()
+	default:
+		err = check(m)
+	}
+	if err != nil {
 		return b, err
 	}
 	start := len(b)
@@ -57,10 +63,21 @@ func appendFrame(b []byte, m Message) ([]byte, error) {
 	putHeader(b[start:], header{
 		kind:    m.Type(),
 		meta:    uint32(len(meta)),
-		payload: payload,
+		payload: uint32(len(payload)),
 		metaCRC: checksum(meta),
 	})
 	return b, nil
+}
+
+// payloadOf is what follows the frame of a message, and the length that the message gives for it.
+func payloadOf(m Message) (payload []byte, length int) {
+	switch m := m.(type) {
+	case *Data:
+		return m.Payload, m.PayloadLength
+	case *Fetched:
+		return m.Payload, m.PayloadLength
+	}
+	return nil, 0
 }
 
 // appendMeta appends the meta of a message that was checked.
@@ -124,6 +141,10 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendQuarantine(b, m)
 	case *Repair:
 		return appendRepair(b, m)
+	case *Fetch:
+		return appendFetch(b, m.Offset, m.Length, m.Hash)
+	case *Fetched:
+		return appendFetch(b, m.Offset, m.Length, m.Hash)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

@@ -15,6 +15,7 @@ const (
 	suspectSize     = 80
 	quarantineFixed = 24
 	repairSize      = 8
+	fetchSize       = 48
 )
 
 // Generation, within Attach and Attached
@@ -251,4 +252,20 @@ func appendQuarantine(b []byte, m *Quarantine) []byte {
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 func appendRepair(b []byte, m *Repair) []byte {
 	return append(b, bit(m.All), 0, 0, 0, 0, 0, 0, 0)
+}
+
+// Fetch and Fetched. The length of a Fetched's payload is in the frame's header.
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            offset                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|            length             |           reserved            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|               SHA-256 of the block, 32 bytes                  |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendFetch(b []byte, offset int64, length uint32, hash Hash) []byte {
+	b = le.AppendUint64(b, uint64(offset))
+	b = le.AppendUint32(b, length)
+	b = append(b, 0, 0, 0, 0)
+	return append(b, hash[:]...)
 }

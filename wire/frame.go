@@ -67,6 +67,8 @@ const (
 	TypeSuspect    Type = 30
 	TypeQuarantine Type = 31
 	TypeRepair     Type = 32
+	TypeFetch      Type = 33
+	TypeFetched    Type = 34
 )
 
 // spec is what a header may say for one type.
@@ -111,6 +113,8 @@ var specs = [...]spec{
 	TypeSuspect:    {"Suspect", suspectFixed + suspectSize, suspectFixed + MaxSuspects*suspectSize, 0},
 	TypeQuarantine: {"Quarantine", quarantineFixed + extentSize, quarantineFixed + MaxText + MaxEntries*extentSize, 0},
 	TypeRepair:     {"Repair", repairSize, repairSize, 0},
+	TypeFetch:      {"Fetch", fetchSize, fetchSize, 0},
+	TypeFetched:    {"Fetched", fetchSize, fetchSize, MaxBlock},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -154,6 +158,8 @@ func (*Report) Type() Type    { return TypeReport }
 func (*Suspect) Type() Type    { return TypeSuspect }
 func (*Quarantine) Type() Type { return TypeQuarantine }
 func (*Repair) Type() Type     { return TypeRepair }
+func (*Fetch) Type() Type      { return TypeFetch }
+func (*Fetched) Type() Type    { return TypeFetched }
 
 // header is what a frame's first bytes say.
 type header struct {

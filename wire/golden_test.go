@@ -88,10 +88,8 @@ func undump(t testing.TB, text string) []byte {
 func TestTruncated(t *testing.T) {
 	for _, m := range samples() {
 		whole := frame(t, m)
-		payload := 0
-		if d, ok := m.(*Data); ok {
-			payload = len(d.Payload)
-		}
+		body, _ := payloadOf(m)
+		payload := len(body)
 		for n := range whole {
 			ms, _, err := receiveAll(bareConn(whole[:n]))
 			if !errors.Is(err, ErrReset) || Classify(err) != ClassReset {

@@ -74,6 +74,8 @@ func samples() []Message {
 			Extents: []Extent{{128 << 10, 64 << 10}, {1 << 30, 4096}},
 		},
 		&Repair{All: true},
+		&Fetch{128 << 10, 64 << 10, Sum([]byte("right"))},
+		&Fetched{Offset: 128 << 10, Length: 5, Hash: Sum([]byte("right")), Payload: []byte("right")},
 	}
 }
 
@@ -90,17 +92,20 @@ func frame(t testing.TB, m Message) []byte {
 	if err != nil {
 		t.Fatalf("encode %v: %v", m.Type(), err)
 	}
-	if d, ok := m.(*Data); ok {
-		b = append(b, d.Payload...)
-	}
-	return b
+	payload, _ := payloadOf(m)
+	return append(b, payload...)
 }
 
-// received is m as a receiver finds it: the payload of a Data is still to be read.
+// received is m as a receiver finds it: a payload is still to be read.
 func received(m Message) Message {
-	if d, ok := m.(*Data); ok {
-		got := *d
-		got.Payload, got.PayloadLength = nil, len(d.Payload)
+	switch m := m.(type) {
+	case *Data:
+		got := *m
+		got.Payload, got.PayloadLength = nil, len(m.Payload)
+		return &got
+	case *Fetched:
+		got := *m
+		got.Payload, got.PayloadLength = nil, len(m.Payload)
 		return &got
 	}
 	return m
@@ -146,17 +151,24 @@ func receiveAll(c *Conn) (ms []Message, mismatches int, err error) {
 			return ms, mismatches, err
 		}
 		ms = append(ms, m)
-		d, ok := m.(*Data)
-		if !ok {
+		_, n := payloadOf(m)
+		if n == 0 {
 			continue
 		}
-		packed := make([]byte, d.PayloadLength)
+		packed := make([]byte, n)
 		if err := c.ReadPayload(packed); err != nil {
 			return ms, mismatches, err
 		}
-		raw := make([]byte, d.RawLength)
-		if Unpack(d.Codec, raw, packed) != nil || Sum(raw) != d.Hash {
-			mismatches++
+		switch m := m.(type) {
+		case *Data:
+			raw := make([]byte, m.RawLength)
+			if Unpack(m.Codec, raw, packed) != nil || Sum(raw) != m.Hash {
+				mismatches++
+			}
+		case *Fetched:
+			if Sum(packed) != m.Hash {
+				mismatches++
+			}
 		}
 	}
 }

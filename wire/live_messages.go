@@ -162,3 +162,21 @@ type Quarantine struct {
 type Repair struct {
 	All bool // every page is to be compared, of a mirror in any state
 }
+
+// Fetch asks the peer, whichever it is, for a block that must have a hash: the sender's own is rotten. One at a time in
+// each direction.
+type Fetch struct {
+	Offset int64
+	Length uint32 // at most MaxBlock
+	Hash   Hash
+}
+
+// Fetched answers a Fetch: with the block where what the peer holds has the hash, without a payload where it has
+// another one. Payloads are as in Data, and never packed. They cost nothing of a window: somebody waits for each.
+type Fetched struct {
+	Offset        int64
+	Length        uint32
+	Hash          Hash // that was asked for
+	Payload       []byte
+	PayloadLength int
+}

@@ -180,6 +180,14 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		}
 	case TypeRepair:
 		return &Repair{coin()}
+	case TypeFetch:
+		return &Fetch{r.Int64N(1 << 50), 1 + r.Uint32N(MaxBlock), hash()}
+	case TypeFetched:
+		m := &Fetched{Offset: r.Int64N(1 << 50), Length: 1 + r.Uint32N(MaxBlock), Hash: hash()}
+		if coin() {
+			m.PayloadLength = int(m.Length)
+		}
+		return m
 	}
 	return nil
 }
@@ -197,9 +205,14 @@ func TestRoundTrip(t *testing.T) {
 		for range 200 {
 			m := randomMessage(r, Type(kind))
 			sent := m
-			if d, ok := m.(*Data); ok {
-				with := *d
-				with.Payload = make([]byte, d.PayloadLength)
+			switch m := m.(type) {
+			case *Data:
+				with := *m
+				with.Payload = make([]byte, m.PayloadLength)
+				sent = &with
+			case *Fetched:
+				with := *m
+				with.Payload = make([]byte, m.PayloadLength)
 				sent = &with
 			}
 			b, err := appendFrame(nil, sent)
@@ -237,74 +250,80 @@ func TestBroken(t *testing.T) {
 		many[i] = Extent{int64(i) * pageSize, pageSize}
 	}
 	cases := map[string]Message{
-		"role":            &Hello{},
-		"role 5":          &Hello{Role: 5},
-		"hello block":     &Hello{Role: RoleSource, BlockSize: 5000},
-		"name too long":   &Hello{Role: RoleSource, Name: strings.Repeat("n", MaxName+1)},
-		"name with \\n":   &Hello{Role: RoleSource, Volume: "a\nb"},
-		"name with C1":    &Hello{Role: RoleSource, Volume: "a\u0085b"},
-		"name not UTF-8":  &Hello{Role: RoleSource, Volume: "a\xff"},
-		"open block":      open(func(m *Open) { m.BlockSize = 2048 }),
-		"open block 0":    open(func(m *Open) { m.BlockSize = 0 }),
-		"open size":       open(func(m *Open) { m.Size = -1 }),
-		"open flags":      open(func(m *Open) { m.Flags = 1 << 31 }),
-		"open devices":    open(func(m *Open) { m.Devices = make([]Hash, MaxDevices+1) }),
-		"opened data end": opened(func(m *Opened) { m.DataEnd = m.Size + 1 }),
-		"opened resume":   opened(func(m *Opened) { m.ResumeFrom = -1 }),
-		"opened window":   opened(func(m *Opened) { m.Window = MaxRun - 1 }),
-		"opened offers":   opened(func(m *Opened) { m.MaxOffers = 0 }),
-		"opened flags":    opened(func(m *Opened) { m.Flags = 1 << 30 }),
-		"code 0":          &Refused{0, "text"},
-		"text too long":   &Halt{CodeState, strings.Repeat("t", MaxText+1)},
-		"bye code":        &Bye{CodeBusy, ""},
-		"offer of none":   &Offer{Length: 4096, Unit: 4096},
-		"offer too many":  &Offer{Length: 4096 * (MaxOffer + 1), Unit: 4096, Hashes: make([]Hash, MaxOffer+1)},
-		"offer length":    &Offer{Length: 4096, Unit: 4096, Hashes: make([]Hash, 2)},
-		"offer too long":  &Offer{Length: MaxBlock + 1, Unit: MaxBlock, Hashes: make([]Hash, 1)},
-		"offer offset":    &Offer{Offset: math.MaxInt64 - 4095, Length: 4096, Unit: 4096, Hashes: make([]Hash, 1)},
-		"offer unit 0":    &Offer{Length: 4096, Hashes: make([]Hash, 1)},
-		"offer unit":      &Offer{Length: 4096, Unit: 5000, Hashes: make([]Hash, 1)},
-		"offer small":     &Offer{Length: 4096, Unit: 2048, Hashes: make([]Hash, 2)},
-		"offer large":     &Offer{Length: 4096, Unit: 2 * MaxBlock, Hashes: make([]Hash, 1)},
-		"offer of others": &Offer{Length: 8192, Unit: 4096, Hashes: make([]Hash, 1)},
-		"want none":       &Want{},
-		"want too many":   &Want{Bits: make([]byte, MaxOffer/8+1)},
-		"data empty":      data(func(m *Data) { m.RawLength = 0 }),
-		"data too long":   data(func(m *Data) { m.RawLength = MaxBlock + 1 }),
-		"data run":        data(func(m *Data) { m.Follow = MaxRun }),
-		"data run wraps":  data(func(m *Data) { m.Follow = math.MaxUint32 }),
-		"data codec":      data(func(m *Data) { m.Codec = 3 }),
-		"data raw length": data(func(m *Data) { m.RawLength++ }),
-		"data lz4 longer": data(func(m *Data) { m.Codec = CodecLZ4 }),
-		"data offset":     data(func(m *Data) { m.Offset = -1 }),
-		"data end":        data(func(m *Data) { m.Offset = math.MaxInt64 - 3 }),
-		"zero of none":    &Zero{},
-		"zero too long":   &Zero{Length: MaxZeroExtent + 1},
-		"zero flags":      &Zero{Length: 1, Flags: 2},
-		"zero end":        &Zero{Offset: math.MaxInt64, Length: 1},
-		"ack of none":     &Ack{},
-		"ack too many":    &Ack{make([]AckEntry, MaxEntries+1)},
-		"ack level":       &Ack{[]AckEntry{{Level: 5}}},
-		"ack offset":      &Ack{[]AckEntry{{Level: 1, Offset: -1}}},
-		"nak cause":       &Nak{[]NakEntry{{Cause: 0}}},
-		"nak cause 5":     &Nak{[]NakEntry{{Cause: 5}}},
-		"nak offset":      &Nak{[]NakEntry{{Cause: 1, Offset: -1}}},
-		"flush position":  &Flush{Position: -1},
-		"flushed":         &Flushed{Position: -1},
-		"commit flags":    &Commit{Flags: 4},
-		"sync with base":  &Commit{Base: 1},
-		"sync with pages": &Commit{Pages: 1},
-		"sync with holes": &Commit{Holes: []Extent{{0, 4096}}},
-		"commit base":     commit(func(m *Commit) { m.Base = m.Epoch }),
-		"hole order":      commit(func(m *Commit) { m.Holes = []Extent{{8192, 4096}, {0, 4096}} }),
-		"hole overlap":    commit(func(m *Commit) { m.Holes = []Extent{{0, 8192}, {4096, 4096}} }),
-		"hole in a page":  commit(func(m *Commit) { m.Holes = []Extent{{512, 4096}} }),
-		"hole short":      commit(func(m *Commit) { m.Holes = []Extent{{0, 512}, {4096, 4096}} }),
-		"hole empty":      commit(func(m *Commit) { m.Holes = []Extent{{0, 0}} }),
-		"holes too many":  commit(func(m *Commit) { m.Holes = many[:MaxHoles+1] }),
-		"doubt of none":   &Doubt{},
-		"doubt empty":     &Doubt{Extents: []Extent{{0, 0}}},
-		"doubt end":       &Doubt{Extents: []Extent{{math.MaxInt64, 1}}},
+		"fetch of nothing":    &Fetch{Offset: 4096},
+		"fetch of too much":   &Fetch{Offset: 4096, Length: MaxBlock + 1},
+		"fetch before zero":   &Fetch{Offset: -4096, Length: 4096},
+		"fetched over zero":   &Fetched{Offset: math.MaxInt64 - 4095, Length: 8192},
+		"fetched, some of it": &Fetched{Length: 4096, Payload: make([]byte, 4095)},
+		"fetched and more":    &Fetched{Length: 4096, Payload: make([]byte, 4097)},
+		"role":                &Hello{},
+		"role 5":              &Hello{Role: 5},
+		"hello block":         &Hello{Role: RoleSource, BlockSize: 5000},
+		"name too long":       &Hello{Role: RoleSource, Name: strings.Repeat("n", MaxName+1)},
+		"name with \\n":       &Hello{Role: RoleSource, Volume: "a\nb"},
+		"name with C1":        &Hello{Role: RoleSource, Volume: "a\u0085b"},
+		"name not UTF-8":      &Hello{Role: RoleSource, Volume: "a\xff"},
+		"open block":          open(func(m *Open) { m.BlockSize = 2048 }),
+		"open block 0":        open(func(m *Open) { m.BlockSize = 0 }),
+		"open size":           open(func(m *Open) { m.Size = -1 }),
+		"open flags":          open(func(m *Open) { m.Flags = 1 << 31 }),
+		"open devices":        open(func(m *Open) { m.Devices = make([]Hash, MaxDevices+1) }),
+		"opened data end":     opened(func(m *Opened) { m.DataEnd = m.Size + 1 }),
+		"opened resume":       opened(func(m *Opened) { m.ResumeFrom = -1 }),
+		"opened window":       opened(func(m *Opened) { m.Window = MaxRun - 1 }),
+		"opened offers":       opened(func(m *Opened) { m.MaxOffers = 0 }),
+		"opened flags":        opened(func(m *Opened) { m.Flags = 1 << 30 }),
+		"code 0":              &Refused{0, "text"},
+		"text too long":       &Halt{CodeState, strings.Repeat("t", MaxText+1)},
+		"bye code":            &Bye{CodeBusy, ""},
+		"offer of none":       &Offer{Length: 4096, Unit: 4096},
+		"offer too many":      &Offer{Length: 4096 * (MaxOffer + 1), Unit: 4096, Hashes: make([]Hash, MaxOffer+1)},
+		"offer length":        &Offer{Length: 4096, Unit: 4096, Hashes: make([]Hash, 2)},
+		"offer too long":      &Offer{Length: MaxBlock + 1, Unit: MaxBlock, Hashes: make([]Hash, 1)},
+		"offer offset":        &Offer{Offset: math.MaxInt64 - 4095, Length: 4096, Unit: 4096, Hashes: make([]Hash, 1)},
+		"offer unit 0":        &Offer{Length: 4096, Hashes: make([]Hash, 1)},
+		"offer unit":          &Offer{Length: 4096, Unit: 5000, Hashes: make([]Hash, 1)},
+		"offer small":         &Offer{Length: 4096, Unit: 2048, Hashes: make([]Hash, 2)},
+		"offer large":         &Offer{Length: 4096, Unit: 2 * MaxBlock, Hashes: make([]Hash, 1)},
+		"offer of others":     &Offer{Length: 8192, Unit: 4096, Hashes: make([]Hash, 1)},
+		"want none":           &Want{},
+		"want too many":       &Want{Bits: make([]byte, MaxOffer/8+1)},
+		"data empty":          data(func(m *Data) { m.RawLength = 0 }),
+		"data too long":       data(func(m *Data) { m.RawLength = MaxBlock + 1 }),
+		"data run":            data(func(m *Data) { m.Follow = MaxRun }),
+		"data run wraps":      data(func(m *Data) { m.Follow = math.MaxUint32 }),
+		"data codec":          data(func(m *Data) { m.Codec = 3 }),
+		"data raw length":     data(func(m *Data) { m.RawLength++ }),
+		"data lz4 longer":     data(func(m *Data) { m.Codec = CodecLZ4 }),
+		"data offset":         data(func(m *Data) { m.Offset = -1 }),
+		"data end":            data(func(m *Data) { m.Offset = math.MaxInt64 - 3 }),
+		"zero of none":        &Zero{},
+		"zero too long":       &Zero{Length: MaxZeroExtent + 1},
+		"zero flags":          &Zero{Length: 1, Flags: 2},
+		"zero end":            &Zero{Offset: math.MaxInt64, Length: 1},
+		"ack of none":         &Ack{},
+		"ack too many":        &Ack{make([]AckEntry, MaxEntries+1)},
+		"ack level":           &Ack{[]AckEntry{{Level: 5}}},
+		"ack offset":          &Ack{[]AckEntry{{Level: 1, Offset: -1}}},
+		"nak cause":           &Nak{[]NakEntry{{Cause: 0}}},
+		"nak cause 5":         &Nak{[]NakEntry{{Cause: 5}}},
+		"nak offset":          &Nak{[]NakEntry{{Cause: 1, Offset: -1}}},
+		"flush position":      &Flush{Position: -1},
+		"flushed":             &Flushed{Position: -1},
+		"commit flags":        &Commit{Flags: 4},
+		"sync with base":      &Commit{Base: 1},
+		"sync with pages":     &Commit{Pages: 1},
+		"sync with holes":     &Commit{Holes: []Extent{{0, 4096}}},
+		"commit base":         commit(func(m *Commit) { m.Base = m.Epoch }),
+		"hole order":          commit(func(m *Commit) { m.Holes = []Extent{{8192, 4096}, {0, 4096}} }),
+		"hole overlap":        commit(func(m *Commit) { m.Holes = []Extent{{0, 8192}, {4096, 4096}} }),
+		"hole in a page":      commit(func(m *Commit) { m.Holes = []Extent{{512, 4096}} }),
+		"hole short":          commit(func(m *Commit) { m.Holes = []Extent{{0, 512}, {4096, 4096}} }),
+		"hole empty":          commit(func(m *Commit) { m.Holes = []Extent{{0, 0}} }),
+		"holes too many":      commit(func(m *Commit) { m.Holes = many[:MaxHoles+1] }),
+		"doubt of none":       &Doubt{},
+		"doubt empty":         &Doubt{Extents: []Extent{{0, 0}}},
+		"doubt end":           &Doubt{Extents: []Extent{{math.MaxInt64, 1}}},
 
 		"attach volume id":   attach(func(m *Attach) { m.VolumeID = [16]byte{} }),
 		"attach generation":  attach(func(m *Attach) { m.Generation.ID = [16]byte{} }),
@@ -358,9 +377,8 @@ func TestBroken(t *testing.T) {
 		}
 		meta := appendMeta(nil, m)
 		h := header{kind: m.Type(), meta: uint32(len(meta))}
-		if d, ok := m.(*Data); ok {
-			h.payload = uint32(len(d.Payload))
-		}
+		payload, _ := payloadOf(m)
+		h.payload = uint32(len(payload))
 		if got, err := decodeMeta(h, meta); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: decoded to %+v, %v", name, got, err)
 		}
@@ -443,7 +461,7 @@ func TestReserved(t *testing.T) {
 		TypeNak: {17, 18, 19, 20, 21, 22, 23}, TypeCommit: {68, 69, 70, 71}, TypeDoubt: {1, 2, 3, 4, 5, 6, 7},
 		TypeAttach: {116, 117, 118, 119}, TypeRebase: {33, 34, 35, 36, 37, 38, 39}, TypeReport: {33, 34, 35},
 		TypeOffer: {28, 29, 30, 31}, TypeSuspect: {1, 2, 3, 4, 5, 6, 7, 28, 29, 30, 31, 80 + 28}, TypeQuarantine: {4, 5, 6, 7},
-		TypeRepair: {1, 2, 3, 4, 5, 6, 7},
+		TypeRepair: {1, 2, 3, 4, 5, 6, 7}, TypeFetch: {12, 13, 14, 15}, TypeFetched: {12, 13, 14, 15},
 	}
 	for _, m := range samples() {
 		for _, at := range reserved[m.Type()] {

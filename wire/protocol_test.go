@@ -73,7 +73,7 @@ func typeRows() (rows []string) {
 		TypeCommit: "source", TypeCommitted: "target", TypeDoubt: "target", TypePing: "both", TypePong: "both", TypeWindow: "target",
 		TypeHalt: "both", TypeBye: "both", TypeRebase: "primary", TypeAttach: "primary", TypeAttached: "mirror",
 		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror", TypeSuspect: "primary",
-		TypeQuarantine: "mirror", TypeRepair: "primary",
+		TypeQuarantine: "mirror", TypeRepair: "primary", TypeFetch: "both", TypeFetched: "both",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
@@ -88,6 +88,9 @@ func typeRows() (rows []string) {
 		}
 		if s.payload > 0 {
 			payload = fmt.Sprintf("1 to %d", s.payload)
+		}
+		if Type(kind) == TypeFetched {
+			payload = "none, or " + payload
 		}
 		rows = append(rows, fmt.Sprintf("| %d | %s | %s | %s | %s |", kind, s.name, from[Type(kind)], length, payload))
 	}

@@ -25,7 +25,7 @@ func (s *source) Read(p []byte) (int, error) {
 }
 
 // Next waits for the next message; what it returns is the caller's to keep. Ping and Pong are settled
-// here and never returned. The payload of a Data stays in the stream: ReadPayload takes it, the next Next
+// here and never returned. The payload of a Data or Fetched stays in the stream: ReadPayload takes it, the next Next
 // throws it away.
 //
 // Its error is the one that ended the connection: of class protocol or integrity where the peer's bytes
@@ -62,7 +62,7 @@ func (c *Conn) Next() (Message, error) {
 	}
 }
 
-// ReadPayload reads the payload of the Data that Next returned last into dst, of PayloadLength bytes, and
+// ReadPayload reads the payload of the Data or Fetched that Next returned last into dst, of PayloadLength bytes, and
 // once. Only the engine can check it, by its SHA-256 after unpacking.
 func (c *Conn) ReadPayload(dst []byte) error {
 	c.in.Lock()

@@ -107,8 +107,8 @@ func (e *encoder) encode(ms []Message) error {
 		if err := run.next(m); err != nil {
 			return err
 		}
-		if d, ok := m.(*Data); ok {
-			e.cuts = append(e.cuts, cut{len(e.scratch), d.Payload})
+		if payload, _ := payloadOf(m); len(payload) > 0 {
+			e.cuts = append(e.cuts, cut{len(e.scratch), payload})
 		}
 	}
 	if run.follow > 0 {

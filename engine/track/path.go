@@ -1,8 +1,10 @@
 package track
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -127,6 +129,11 @@ func (p *Path) WriteAt(b []byte, off int64) error {
 	}
 	p.locks.Lock(r.First, r.Count)
 	defer p.locks.Unlock(r.First, r.Count)
+	return p.writeLocked(r, b, off)
+}
+
+// writeLocked does the rest of a write. Its range is taken.
+func (p *Path) writeLocked(r Run, b []byte, off int64) error {
 	w, err := p.t.Begin(r.First, r.Count)
 	if err != nil {
 		return err
@@ -141,6 +148,42 @@ func (p *Path) WriteAt(b []byte, off int64) error {
 	}
 	return nil
 }
+
+// Replace writes b at off, both of whole pages, if may says so of what is there: old, read with the range taken, so that
+// nobody writes to it in between. It is read back. To marks, cuts and captures it is a write like any other. old has room
+// for as much as b, and is used for what is read.
+func (p *Path) Replace(b []byte, off int64, old []byte, may func(old []byte) (bool, error)) (done bool, err error) {
+	if err := p.enter("replace", off, int64(len(b))); err != nil {
+		return false, err
+	}
+	defer p.gate.leave()
+	r := p.pagesOf(off, int64(len(b)))
+	p.locks.Lock(r.First, r.Count)
+	defer p.locks.Unlock(r.First, r.Count)
+	if err := p.readDevice(old[:len(b)], off); err != nil {
+		return false, err
+	}
+	if ok, err := may(old[:len(b)]); err != nil || !ok {
+		return false, err
+	}
+	for try := 0; ; try++ {
+		if err := p.writeLocked(r, b, off); err != nil {
+			return true, err
+		}
+		if err := p.readDevice(old[:len(b)], off); err != nil {
+			return true, err
+		}
+		if bytes.Equal(old[:len(b)], b) {
+			return true, nil
+		}
+		if try == replaceTries {
+			return true, &blockdev.Error{Op: "replace", Path: p.info.Path, Offset: off, Length: int64(len(b)), Err: errors.New("it reads back as something else")}
+		}
+	}
+}
+
+// replaceTries is how often what reads back as something else is written again.
+const replaceTries = 3
 
 // Zero makes [off, off+n) read as zeroes; with mayFree the space may be given back. It goes in pieces of
 // 64 MiB (Config.ZeroPiece), each a write of its own to locks, marks and cuts: it is not answered before the last one, so
