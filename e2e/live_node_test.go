@@ -74,16 +74,17 @@ type liveStatus struct {
 }
 
 type liveVolume struct {
-	Name     string     `json:"name"`
-	State    string     `json:"state"`
-	Role     string     `json:"role"`
-	Size     int64      `json:"size"`
-	Epoch    int64      `json:"epoch"`
-	Unproven bool       `json:"unproven"`
-	Error    string     `json:"error"` // of a volume that failed
-	Next     string     `json:"next"`
-	Mirrors  []livePeer `json:"mirrors"`
-	Primary  *livePeer  `json:"primary"`
+	Name       string     `json:"name"`
+	State      string     `json:"state"`
+	Role       string     `json:"role"`
+	Size       int64      `json:"size"`
+	Epoch      int64      `json:"epoch"`
+	Unproven   bool       `json:"unproven"`
+	IndexNeeds int64      `json:"index_needs_bytes"`
+	Error      string     `json:"error"` // of a volume that failed
+	Next       string     `json:"next"`
+	Mirrors    []livePeer `json:"mirrors"`
+	Primary    *livePeer  `json:"primary"`
 }
 
 type livePeer struct {
