@@ -19,6 +19,7 @@ var diskPlaces = []*place{
 	{name: "mirror-running", number: "6", title: "mirror's device, running", try: (*trial).mirrorRunning},
 	{name: "mirror-stopped", number: "6", title: "mirror's device, stopped", try: stoppedMirror(syscall.SIGTERM)},
 	{name: "mirror-killed", number: "6", title: "mirror's device, after kill -9", try: stoppedMirror(syscall.SIGKILL)},
+	{name: "mirror-scrub", number: "6", title: "mirror's device, running, scrub", try: (*trial).mirrorScrubbed},
 	{name: "primary-running", number: "7", title: "primary's device, running", try: (*trial).primaryRunning},
 	{name: "mirror-index", number: "8", title: "mirror's index", try: inIndex(false)},
 	{name: "primary-index", number: "8", title: "primary's index", try: inIndex(true)},
@@ -88,23 +89,86 @@ func stoppedMirror(stop syscall.Signal) func(*trial) error {
 	}
 }
 
-// primaryRunning: a verify sees that the two differ and cannot tell who is wrong, so it is the mirror that becomes
-// read-only. What rotted is put right before the repair, which would bring it to the mirror.
+// mirrorScrubbed: the mirror finds it by itself, and heals it with what the primary has.
+func (t *trial) mirrorScrubbed() error {
+	if err := t.settled(); err != nil {
+		return err
+	}
+	bit := t.somewhere()
+	if err := flipAt(t.dst, bit); err != nil {
+		return err
+	}
+	a := t.mirror.ask(t.ctx, "scrub", "v", "--rate", "10GiB", "--json")
+	c, err := readChecked(a)
+	if err != nil {
+		return err
+	}
+	if a.code != 0 || !holds(c.Healed, bit) || len(c.Extents) > 0 {
+		return fmt.Errorf("a bit at %d was turned over, and scrub says %s", bit/8, a)
+	}
+	same, err := sameFiles(t.src, t.dst)
+	t.found, t.corrected, t.wronglyGood = true, true, !same
+	t.also("healed by the scrub")
+	return err
+}
+
+// primaryRunning: the primary's index tells a verify that it is the primary's disk, and the mirror has what was
+// written. Of a block that is not indexed yet nobody can tell who is wrong, so it is the mirror that becomes read-only;
+// what rotted is put right before the repair, which would bring it to the mirror.
 func (t *trial) primaryRunning() error {
 	if err := t.settled(); err != nil {
+		return err
+	}
+	if err := t.indexed(); err != nil {
 		return err
 	}
 	bit := t.somewhere()
 	if err := flipAt(t.src, bit); err != nil {
 		return err
 	}
-	if err := t.foundByVerify(bit); err != nil {
+	different, c, err := t.verify()
+	switch {
+	case err != nil || !different:
+		return err
+	case len(c.Rot) > 0:
+		return t.healPrimary(c, bit)
+	}
+	if err := t.foundAtMirror(c, bit); err != nil {
 		return err
 	}
-	if t.found {
-		t.also("told as the mirror's fault")
-	}
+	t.also("told as the mirror's fault")
 	return flipAt(t.src, bit)
+}
+
+// indexed waits until the primary's index knows most of the volume.
+func (t *trial) indexed() error {
+	return until(t.ctx, "the primary's index", func() (bool, error) {
+		v, err := t.primary.volume(t.ctx)
+		return err == nil && v.IndexNeeds < volumeSize/2, err
+	})
+}
+
+// healPrimary: it is told, the mirror is left as it is, and a person has the block taken from there.
+func (t *trial) healPrimary(c checked, bit int64) error {
+	v, err := t.primary.volume(t.ctx)
+	if err != nil {
+		return err
+	}
+	if !holds(c.Rot, bit) || len(c.Extents) > 0 || len(v.Rot) != 1 || v.Rot[0] != bit/8/blockSize || v.Mirrors[0].ReadOnly != nil {
+		return fmt.Errorf("a bit at %d was turned over, and verify says %+v, status %+v", bit/8, c, v)
+	}
+	t.found = true
+	t.also("told as rot, taken from the mirror")
+	a := t.primary.ask(t.ctx, "repair", "v", "--from", "mirror", "--json")
+	if c, err = readChecked(a); err != nil {
+		return err
+	}
+	if a.code != 0 || !holds(c.Extents, bit) {
+		return fmt.Errorf("a bit at %d is rotten, and repair says %s", bit/8, a)
+	}
+	same, err := sameFiles(t.src, t.dst)
+	t.wronglyGood = !same
+	return err
 }
 
 // files are those below a folder that hold anything, and the one that holds most.

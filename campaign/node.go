@@ -161,6 +161,8 @@ type volume struct {
 	State, Error, Next string
 	Epoch              int64
 	Unproven           bool
+	IndexNeeds         int64 `json:"index_needs_bytes"`
+	Rot                []int64
 	ReadOnly           *readOnly `json:"read_only"`
 	Mirrors            []peer
 	Primary            *peer

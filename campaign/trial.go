@@ -165,7 +165,16 @@ type checked struct {
 	Shipped int64 `json:"shipped_bytes"`
 	Blocks  int64
 	Nothing bool
-	Extents []struct{ Offset, Length int64 }
+	Extents []extent
+	Rot     []extent // of the primary
+	Healed  []extent // by a scrub of the mirror
+}
+
+type extent struct{ Offset, Length int64 }
+
+// holds tells that a list is of one block, which holds a bit.
+func holds(list []extent, bit int64) bool {
+	return len(list) == 1 && list[0].Offset <= bit/8 && bit/8 < list[0].Offset+list[0].Length
 }
 
 func readChecked(a answer) (c checked, err error) {
@@ -184,7 +193,7 @@ func (t *trial) verify() (different bool, c checked, err error) {
 	if c, err = readChecked(a); err != nil {
 		return false, c, err
 	}
-	different = len(c.Extents) > 0
+	different = len(c.Extents)+len(c.Rot) > 0
 	if different != (a.code == 5) || c.Skipped != 0 {
 		return false, c, fmt.Errorf("verify: %s", a)
 	}
@@ -192,6 +201,9 @@ func (t *trial) verify() (different bool, c checked, err error) {
 		same, err := sameFiles(t.src, t.dst)
 		t.wronglyGood = t.wronglyGood || !same
 		return false, c, err
+	}
+	if len(c.Extents) == 0 {
+		return true, c, nil
 	}
 	at, err := t.await(t.ctx, func(_, _ *volume, _ *peer) bool { return false })
 	if err == nil && at != isReadOnly {
@@ -206,9 +218,13 @@ func (t *trial) foundByVerify(bit int64) error {
 	if err != nil || !different {
 		return err
 	}
+	return t.foundAtMirror(c, bit)
+}
+
+func (t *trial) foundAtMirror(c checked, bit int64) error {
 	at := bit / 8
-	if len(c.Extents) != 1 || at < c.Extents[0].Offset || at >= c.Extents[0].Offset+c.Extents[0].Length {
-		return fmt.Errorf("a bit at %d was turned over, and verify says %+v", at, c.Extents)
+	if !holds(c.Extents, bit) || len(c.Rot) > 0 {
+		return fmt.Errorf("a bit at %d was turned over, and verify says %+v", at, c)
 	}
 	if err := t.tell(); err != nil {
 		return err
