@@ -74,7 +74,7 @@ const maxSuspects = 1 << 14
 // attachedReadOnly takes up whether a mirror that attached is read-only. One that was told, and is, knows all
 // that we do. s.mu is held.
 func (s *shipper) attachedReadOnly(readOnly bool) {
-	s.gathered = nil
+	s.gathered, s.readOnly = nil, readOnly
 	if !readOnly {
 		s.mirrorCause = nil
 	} else {
@@ -133,6 +133,9 @@ func (s *shipper) noteReadOnly() error {
 func (s *shipper) takeQuarantine(m *wire.Quarantine) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.readOnly {
+		return protocolError("Quarantine of a mirror that did not say that it is read-only")
+	}
 	for _, e := range m.Extents {
 		if e.Offset < 0 || e.Length <= 0 || e.Offset%pageSize != 0 || e.Offset > s.p.size-e.Length {
 			return protocolError("Quarantine of %d+%d", e.Offset, e.Length)

@@ -64,6 +64,7 @@ type shipper struct {
 	told        int                    // how many of them, with the last connection
 	mirrorCause *wire.Quarantine       // why the mirror is read-only; nil: it is not
 	gathered    *wire.Quarantine       // whose frames are not all there
+	readOnly    bool                   // the session's Attached said so
 	repairing   *repairJob             // under way
 	checks      map[uint64]chan []byte // offers of a verify that are not answered
 	verified    uint64                 // block up to which a verify came that was cut off
