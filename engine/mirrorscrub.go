@@ -339,13 +339,13 @@ func (x *mirrorScrub) askPrimary(ctx context.Context, b uint64) []byte {
 	return right
 }
 
-// heal replaces a block, which is in x.buf, by what is right. It is undone by nothing: where it fails, the block is
-// as rotten as before. In the owner.
+// heal replaces a block, which is in x.buf, by what is right, while the mirror is not read-only. Where it fails, the
+// block is as rotten as before. In the owner.
 func (x *mirrorScrub) heal(e blockdev.Extent, want wire.Hash, right []byte) bool {
-	if right == nil || wire.Sum(right) != want {
+	m := x.m
+	if m.core.ReadOnly().Class != 0 || right == nil || wire.Sum(right) != want {
 		return false
 	}
-	m := x.m
 	b, back := e.Offset/x.blockSize, x.buf[:e.Length]
 	err := keepRot(m.dir, back, e.Offset, m.now())
 	if err == nil {
