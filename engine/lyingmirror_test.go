@@ -171,4 +171,3 @@ func TestPrimaryRefusesLies(t *testing.T) {
 		})
 	}
 }
-
