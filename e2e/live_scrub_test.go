@@ -2,11 +2,15 @@ package e2e
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/blkmirror/blkmirror/e2e/stamp"
 )
 
 // scrubbedJSON is what `scrub --json` prints.
@@ -112,4 +116,64 @@ func TestRotOfThePrimary(t *testing.T) {
 	p.primary.ask("status", "v", "--check").ok(t)
 	p.primary.ask("repair", "v", "--from", "elsewhere").fails(t, 2)
 	p.primary.ask("repair", "v", "--from", "mirror", "--all").fails(t, 2, "--all")
+}
+
+// Thousands of blocks differ. The repair goes on beside a writer that never stops, while either side is killed, and is
+// run again until it is through; at the end everything is equal.
+func TestRepairOfThousandsIsInterrupted(t *testing.T) {
+	const size, damaged = 64 * mib, 3000
+	p := newLivePair(t, checked, size)
+	p.primary.line = append(p.primary.line, "--block-size", "v=4096")
+	randomImage(t, p.src, size)
+	p.mirrorUp()
+	p.primary.up()
+	p.cut()
+	r := rand.New(random(t))
+	f, err := os.OpenFile(p.dst, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, page := range r.Perm(size / 4096)[:damaged] {
+		if _, err := f.WriteAt([]byte{byte(r.Uint32())}, int64(page)*4096+r.Int64N(4096)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	found := checkedOf(t, p.primary.ask("verify", "v", "--json").fails(t, 5))
+	blocks := int64(0)
+	for _, e := range found.Extents {
+		blocks += e.Length / 4096
+	}
+	if blocks < damaged*9/10 || blocks > damaged { // some bytes were what they are
+		t.Errorf("%d blocks differ", blocks)
+	}
+	if class, _ := p.readOnlyState(); class != "verify" {
+		t.Fatalf("read-only by %q", class)
+	}
+	history := p.history(size)
+	w := stamp.NewWriter(history, stamp.Load{Network: "unix", Address: p.sock, Export: "v", Seed: r.Uint64(), Pause: time.Millisecond})
+	w.Start()
+	defer w.Stop()
+	for _, side := range []*node{p.mirror, p.primary, p.mirror} {
+		repair := launch(t, nil, plain, "repair", "v", "--control", p.primary.control)
+		p.pause(20*time.Millisecond, 150*time.Millisecond)
+		side.kill()
+		if side == p.mirror {
+			p.mirrorUp()
+		} else {
+			p.primary.up()
+		}
+		repair.wait() // through, or not
+	}
+	until(t, "a repair that comes to its end", func() bool { return p.primary.ask("repair", "v").code == 0 })
+	if class, _ := p.readOnlyState(); class != "" {
+		t.Errorf("still read-only: %s", class)
+	}
+	w.Stop()
+	p.cut()
+	p.same()
+	p.primary.ask("verify", "v").ok(t)
 }

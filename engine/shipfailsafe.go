@@ -68,7 +68,7 @@ func (s *shipper) suspect(class journal.Class, entries []wire.SuspectEntry) {
 	s.core.Bar()
 }
 
-// maxSuspects is how many a mirror is told at most; more of the kind a repair of everything finds.
+// maxSuspects is how many a mirror is told at most.
 const maxSuspects = 1 << 14
 
 // attachedReadOnly takes up whether a mirror that attached is read-only. One that was told, and is, knows all

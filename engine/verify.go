@@ -382,12 +382,9 @@ func (v *verification) tell(ctx context.Context) error {
 	if v.wrong.Count() == 0 {
 		return nil
 	}
-	var entries []wire.SuspectEntry
-	for b, n, ok := v.wrong.NextSet(0); ok && len(entries) < maxSuspects; b, n, ok = v.wrong.NextSet(b + n) {
-		for i := b; i < b+n; i++ {
-			e := v.extent(i, 1)
-			entries = append(entries, wire.SuspectEntry{Offset: e.Offset, Length: uint32(e.Length), Want: v.found[i]})
-		}
+	entries := v.suspects(1)
+	for unit := uint64(2); len(entries) > maxSuspects && unit <= uint64(wire.MaxZeroExtent/v.g.blockSize); unit *= 2 {
+		entries = v.suspects(unit)
 	}
 	s := v.s
 	s.mu.Lock()
@@ -400,6 +397,25 @@ func (v *verification) tell(ctx context.Context) error {
 			Err: fmt.Errorf("%w: %d blocks, the first at %d", errMismatch, v.wrong.Count(), e.Offset)})
 	}
 	return s.settleSuspects(ctx)
+}
+
+// suspects are the blocks that differ: one by one, or where they are too many, those of a unit of blocks with all that
+// lies between them. What is in quarantine without need a repair finds equal.
+func (v *verification) suspects(unit uint64) (entries []wire.SuspectEntry) {
+	last := uint64(0)
+	for b, n, ok := v.wrong.NextSet(0); ok; b, n, ok = v.wrong.NextSet(b + n) {
+		for i := b; i < b+n; i++ {
+			if k := len(entries) - 1; k >= 0 && i/unit == last/unit {
+				first := uint64(entries[k].Offset / v.g.blockSize)
+				entries[k].Length = uint32(v.extent(first, i-first+1).Length)
+			} else {
+				e := v.extent(i, 1)
+				entries = append(entries, wire.SuspectEntry{Offset: e.Offset, Length: uint32(e.Length), Want: v.found[i]})
+			}
+			last = i
+		}
+	}
+	return entries
 }
 
 // check sends an Offer of a verify and waits for the answer. Where the connection is lost it is sent again with

@@ -20,7 +20,7 @@ const (
 	MaxHoles      = 1024    // extents of holes in one Commit
 	MaxDevices    = 512     // device identities in one Open or Attach
 	MaxZeroExtent = 1 << 30 // bytes that one Zero may cover
-	MaxSuspects   = 64      // entries in one Suspect
+	MaxSuspects   = 512     // entries in one Suspect
 	MaxTree       = 1 << 29 // bytes under one hash of an Offer of trees: MaxOffer blocks of MaxBlock
 )
 
