@@ -126,7 +126,8 @@ func (s *mirrorSession) stages() error {
 		stages.Go(func() error { return s.routineDirect(ctx, runs) })
 	}
 	stages.Go(func() error {
-		return s.fetches.routineAnswer(ctx, s.readBlock, s.queue)
+		// Not by way of the outbox: a primary that asks and does not read would fill it.
+		return s.fetches.routineAnswer(ctx, s.readBlock, func(m wire.Message) error { return s.conn.Send(m) })
 	})
 	stages.Go(func() error { return s.routineSend(ctx) })
 	return stages.Wait()
