@@ -115,9 +115,6 @@ func (c *comparison) block(ctx context.Context, b uint64) error {
 	first := uint64(off) / pageSize
 	count := pagesOf(off+n) - first
 	err := c.p.path.ReadRange(first, count, c.buf)
-	if err != nil {
-		c.p.observe("read volume", blockdev.Extent{Offset: off, Length: n}, err)
-	}
 	if err != nil || !entry[0].Known || wire.Sum(c.buf[:n]) != entry[0].Hash {
 		c.differ.Add(1)
 		for _, s := range c.p.shippers() {

@@ -97,8 +97,8 @@ type MirrorStatus struct {
 // MismatchCounts are the mismatches by what was found to be their cause (docs/FAILSAFE.md), since the start.
 type MismatchCounts struct {
 	Wire   int64 `json:"wire"`   // sending it again cleared it
-	Source int64 `json:"source"` // what the primary read or kept was not the same twice
-	Mirror int64 `json:"mirror"` // what the mirror wrote or staged is not what it got
+	Source int64 `json:"source"` // what the primary read or kept was not the same twice, or cannot be read
+	Mirror int64 `json:"mirror"` // what the mirror wrote or staged is not what it got, or cannot be read
 }
 
 // DisconnectCause says why a session was last lost.

@@ -30,6 +30,7 @@ type liveNode struct {
 	state  string
 	listen string
 	volume VolumeConfig
+	device openDevice // nil: the real one
 	stop   func()
 }
 
@@ -42,7 +43,7 @@ func (n *liveNode) start() {
 	var err error
 	routine.Go(func() {
 		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: true,
-			Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
+			device: n.device, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
 	})
 	n.stop = sync.OnceFunc(func() {
 		cancel()

@@ -46,10 +46,12 @@ type mirrorOptions struct {
 	device     openDevice
 	prepare    func(path string, size int64) (created bool, err error)
 	identities func(path string) ([]string, error)
-	index      func(dir string) (blockIndex, error)
-	room       func(dir string) (free int64, err error)
-	bootID     func() (string, error)
-	now        func() time.Time
+	// of the kernel's flag of a device that is not open; nil: there is none
+	setReadOnly func(path string, readOnly bool) error
+	index       func(dir string) (blockIndex, error)
+	room        func(dir string) (free int64, err error)
+	bootID      func() (string, error)
+	now         func() time.Time
 
 	deviceRoom  func(path string) (free int64, err error) // of the file system of an image
 	removeIndex func(dir string) error
@@ -69,7 +71,7 @@ func (o mirrorOptions) withDefaults() mirrorOptions {
 		o.fs = journal.OS
 	}
 	if o.device == nil {
-		o.device, o.prepare, o.identities = openFile, prepareImage, blockdev.Identities
+		o.device, o.prepare, o.identities, o.setReadOnly = openFile, prepareImage, blockdev.Identities, blockdev.SetReadOnly
 	}
 	if o.index == nil {
 		o.index = openBlockIndex
@@ -120,6 +122,7 @@ func freeBytes(dir string) (int64, error) {
 //	mirrorapply.go    committed epochs to the device
 //	mirrorcompare.go  the device against its own index
 //	mirrorfailsafe.go what does not hold what it must
+//	mirrordevice.go   a device that gives errors
 //	mirrorscrub.go    the device against its own index, now and then
 //	steppedmirror.go  the same without goroutines, for the simulator
 //
@@ -409,6 +412,7 @@ func (m *mirror) setAside() error {
 	if err := m.dropAllStaging(); err != nil {
 		return deviceError("remove staging", m.stagingDir(), err)
 	}
+	m.unflag() // the next journal does not know
 	m.log(fmt.Sprintf("its journal is now %s; the next primary compares everything", to))
 	return nil
 }

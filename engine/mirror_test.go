@@ -36,6 +36,9 @@ type mirrorWorld struct {
 	rules []devtest.Rule
 	free  func() int64 // room of the device for data; nil: enough
 
+	flagged atomic.Bool // the kernel's read-only flag of the disk
+	dense   bool        // the disk knows of no holes
+
 	m     *mirror
 	peers []*fakePrimary
 	logs  logLines
@@ -66,9 +69,36 @@ func (d memDevice) Facts() (blockdev.Facts, error) {
 	return blockdev.Facts{Block: true, Size: d.w.size, BootID: d.w.boot, DiskSeq: 7, Counted: true, SectorsWritten: d.w.seen}, nil
 }
 
+func (d memDevice) SetReadOnly(ro bool) error {
+	d.w.flagged.Store(ro)
+	return nil
+}
+
+func (d memDevice) WriteAt(p []byte, off int64) (int, error) {
+	if d.w.flagged.Load() {
+		return 0, &blockdev.Error{Op: "write", Path: "/memory", Err: syscall.EPERM}
+	}
+	return d.Device.WriteAt(p, off)
+}
+
+func (d memDevice) Zero(off, n int64, mayFree bool) error {
+	if d.w.flagged.Load() {
+		return &blockdev.Error{Op: "zero", Path: "/memory", Err: syscall.EPERM}
+	}
+	return d.Device.Zero(off, n, mayFree)
+}
+
+func (d memDevice) NextData(off int64) (blockdev.Extent, error) {
+	if d.w.dense {
+		return blockdev.Extent{Offset: off, Length: d.w.size - off}, nil
+	}
+	return d.Device.NextData(off)
+}
+
 func (d memDevice) Info() blockdev.Info {
 	i := d.Device.Info()
 	i.Block = d.w.free == nil
+	i.CheapZero = i.CheapZero && !d.w.dense
 	return i
 }
 
@@ -92,6 +122,9 @@ func (w *mirrorWorld) options() mirrorOptions {
 			if !w.made.Load() {
 				return nil, &blockdev.Error{Op: "open", Path: "/memory", Err: fs.ErrNotExist}
 			}
+			if w.flagged.Load() {
+				return nil, &blockdev.Error{Op: "open", Path: "/memory", Err: blockdev.ErrReadOnly}
+			}
 			w.disk.Reopen()
 			f := devtest.NewFaults(w.disk)
 			for _, r := range w.rules {
@@ -105,6 +138,10 @@ func (w *mirrorWorld) options() mirrorOptions {
 		index:  func(string) (blockIndex, error) { return w.index, nil },
 		room:   func(string) (int64, error) { return 1 << 30, nil },
 		bootID: func() (string, error) { return w.boot, nil }, segment: 64 << 10,
+		setReadOnly: func(_ string, ro bool) error {
+			w.flagged.Store(ro)
+			return nil
+		},
 	}
 }
 

@@ -150,22 +150,19 @@ type applier struct {
 
 func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged []damage, err error) {
 	first, last := &job[0], &job[len(job)-1]
-	if first.Record.Kind == journal.StagingZero {
-		if err := a.index.forget(first.Offset, first.Length); err != nil {
+	if a.readBack && a.back == nil {
+		if a.back, err = blockdev.NewPool(a.m.chunk).Get(ctx, int(a.m.chunk)); err != nil {
 			return nil, err
 		}
-		return nil, a.zero(ctx, blockdev.Extent{Offset: first.Offset, Length: first.Length}, first.Record.MayFree, a.pool)
+	}
+	if first.Record.Kind == journal.StagingZero {
+		return a.writeZero(ctx, first)
 	}
 	if a.raw == nil {
 		if a.raw, err = blockdev.NewPool(a.m.chunk).Get(ctx, int(a.m.chunk)); err != nil {
 			return nil, err
 		}
 		a.whole = make([]byte, a.blockSize)
-	}
-	if a.readBack && a.back == nil {
-		if a.back, err = blockdev.NewPool(a.m.chunk).Get(ctx, int(a.m.chunk)); err != nil {
-			return nil, err
-		}
 	}
 	raw := a.raw[:last.Offset+last.Length-first.Offset]
 	good, found, err := a.read(job, raw)
@@ -174,7 +171,7 @@ func (a *applier) job(ctx context.Context, job []journal.StagingPiece) (damaged 
 	}
 	for i := range job {
 		if p := &job[i]; !good[i] {
-			damaged = append(damaged, damage{blockdev.Extent{Offset: p.Offset, Length: p.Length}, journal.ClassStaging, p.Record.Hash, found[i]})
+			damaged = append(damaged, damage{Extent: blockdev.Extent{Offset: p.Offset, Length: p.Length}, class: journal.ClassStaging, want: p.Record.Hash, got: found[i]})
 		}
 	}
 	for i, j := range stretches(len(job), func(i, j int) bool { return good[i] == good[j] }) {
@@ -236,6 +233,21 @@ func (a *applier) read(job []journal.StagingPiece, raw []byte) (good []bool, has
 	return good, hashes, nil
 }
 
+// into is where what was written is read back; nil: it is not.
+func (a *applier) into() []byte {
+	if !a.readBack {
+		return nil
+	}
+	return a.back
+}
+
+func (a *applier) writeZero(ctx context.Context, p *journal.StagingPiece) ([]damage, error) {
+	if err := a.index.forget(p.Offset, p.Length); err != nil {
+		return nil, err
+	}
+	return a.zeroBack(ctx, blockdev.Extent{Offset: p.Offset, Length: p.Length}, p.Record.MayFree, a.pool, a.into())
+}
+
 // write writes pieces that are good, and has the index know the blocks that passed by as a whole, and no
 // other.
 func (a *applier) write(pieces []journal.StagingPiece, raw []byte) ([]damage, error) {
@@ -243,12 +255,9 @@ func (a *applier) write(pieces []journal.StagingPiece, raw []byte) ([]damage, er
 	if err := a.index.forget(off, int64(len(raw))); err != nil {
 		return nil, err
 	}
-	var back []byte
-	if a.readBack {
-		back = a.back
-	}
-	if got, ok, err := a.writeBack(raw, off, back); err != nil || !ok {
-		return differing(off, raw, got), err
+	back := a.into()
+	if found, err := a.writeBack(raw, off, back); err != nil || len(found) > 0 {
+		return found, err
 	}
 	if found := changed(pieces, back); len(found) > 0 {
 		return found, nil
@@ -290,7 +299,7 @@ func changed(pieces []journal.StagingPiece, back []byte) (found []damage) {
 	pair.flush()
 	for i := range pieces {
 		if p := &pieces[i]; whole(p) && hashes[i] != p.Record.Hash {
-			found = append(found, damage{blockdev.Extent{Offset: p.Offset, Length: p.Length}, journal.ClassDevice, p.Record.Hash, hashes[i]})
+			found = append(found, damage{Extent: blockdev.Extent{Offset: p.Offset, Length: p.Length}, class: journal.ClassDevice, want: p.Record.Hash, got: hashes[i]})
 		}
 	}
 	return found
@@ -301,7 +310,7 @@ func differing(off int64, want, got []byte) (found []damage) {
 	for at := 0; at < len(got); at += pageSize {
 		w, g := want[at:min(at+pageSize, len(want))], got[at:min(at+pageSize, len(got))]
 		if !bytes.Equal(w, g) {
-			found = append(found, damage{blockdev.Extent{Offset: off + int64(at), Length: int64(len(w))}, journal.ClassDevice, wire.Sum(w), wire.Sum(g)})
+			found = append(found, damage{Extent: blockdev.Extent{Offset: off + int64(at), Length: int64(len(w))}, class: journal.ClassDevice, want: wire.Sum(w), got: wire.Sum(g)})
 		}
 	}
 	return found

@@ -85,8 +85,12 @@ func (s *mirrorStore) comparePage(doubts []blockdev.Extent, pos int64, entries [
 			doubts = doubt(doubts, off, end)
 			continue
 		}
-		if _, err := s.dev.ReadAt(buf[:end-off], off); err != nil {
-			return nil, deviceError("read mirror", "", err)
+		bad, err := s.readAround(buf[:end-off], off, s.blockSize)
+		if err != nil {
+			return nil, err
+		}
+		if len(bad) > 0 {
+			s.m.post(func() { s.m.unreadable(bad, false) })
 		}
 		s.hashBlocks(buf[:end-off], hashes[:j-i])
 		for k := i; k < j; k++ {

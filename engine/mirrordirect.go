@@ -143,8 +143,7 @@ func (s *mirrorSession) routineDirect(ctx context.Context, runs <-chan *run) err
 func (s *mirrorSession) place(ctx context.Context, r *run, found []wire.Hash) (err error) {
 	var written []blockdev.Extent
 	if r.zero != nil {
-		written = []blockdev.Extent{r.extent()}
-		err = s.directZero(ctx, r)
+		written, err = s.directZero(ctx, r)
 	} else {
 		written, err = s.directData(r, found)
 	}
@@ -182,8 +181,10 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) (written []blockde
 		if err := s.store.index.forget(r.off+lo, hi-lo); err != nil {
 			return nil, err
 		}
-		if err := s.writeDirect(r.buf[lo:hi], r.off+lo); err != nil {
+		if ok, err := s.writeDirect(r.buf[lo:hi], r.off+lo, r.readBack); err != nil {
 			return nil, err
+		} else if !ok {
+			continue
 		}
 		if err := s.learn(r, i, j, found); err != nil {
 			return nil, err
@@ -205,22 +206,28 @@ func (s *mirrorSession) directData(r *run, found []wire.Hash) (written []blockde
 
 // writeDirect writes in place. What reads back as something else, where that is asked for, makes the mirror
 // read-only, which ends the session.
-func (s *mirrorSession) writeDirect(b []byte, off int64) error {
+func (s *mirrorSession) writeDirect(b []byte, off int64, readBack bool) (ok bool, err error) {
 	var back []byte
-	if s.m.readBack.Load() {
+	if readBack {
 		back = make([]byte, len(b)) // of a mode that is not in a hurry; the device takes any buffer
 	}
-	got, ok, err := s.store.writeBack(b, off, back)
-	if err != nil || ok {
-		return err
+	found, err := s.store.writeBack(b, off, back)
+	return s.placedWell(found), err
+}
+
+// placedWell tells the owner of what does not read back as it was written in place; true: there is nothing.
+func (s *mirrorSession) placedWell(found []damage) bool {
+	if len(found) == 0 {
+		return true
 	}
-	cause, extents := causeOf(differing(off, b, got), 0, s.m.now())
+	cause, extents := causeOf(found, 0, s.m.now())
+	s.m.mismatches.Add(int64(len(found)))
 	s.m.post(func() {
 		s.m.log("read-only: " + cause.Reason)
 		s.m.step(&replica.Mismatched{Cause: cause, Extents: extents}, nil)
 		s.m.publish()
 	})
-	return nil
+	return false
 }
 
 // learn notes the hashes of those parts [i, j) that are whole blocks.
@@ -236,16 +243,24 @@ func (s *mirrorSession) learn(r *run, i, j int, found []wire.Hash) error {
 	return nil
 }
 
-func (s *mirrorSession) directZero(ctx context.Context, r *run) error {
+func (s *mirrorSession) directZero(ctx context.Context, r *run) (written []blockdev.Extent, err error) {
 	z := r.zero
 	if err := s.store.index.forget(z.Offset, z.Length); err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.store.zero(ctx, r.extent(), z.Flags&wire.ZeroMayFree != 0, s.scratch); err != nil {
-		return err
+	var back []byte
+	if r.readBack {
+		back = make([]byte, min(z.Length, s.m.chunk))
+	}
+	found, err := s.store.zeroBack(ctx, r.extent(), z.Flags&wire.ZeroMayFree != 0, s.scratch, back)
+	if err != nil {
+		return nil, err
+	}
+	if s.placedWell(found) {
+		written = append(written, r.extent())
 	}
 	s.out.ack(wire.AckEntry{Seq: z.Seq, Offset: z.Offset, Level: wire.LevelWritten, Hash: wire.ZeroHash(z.Offset, z.Length)})
-	return nil
+	return written, nil
 }
 
 // zero makes a range read as zeroes without touching what is zero already: where zeroing costs a transfer,
@@ -285,10 +300,13 @@ func (s *mirrorStore) isZero(ctx context.Context, off, n int64, pool *blockdev.P
 		return false, err
 	}
 	defer pool.Put(buf)
-	if _, err := s.dev.ReadAt(buf, off); err != nil {
-		return false, deviceError("read mirror", "", err)
+	bad, err := s.readAround(buf, off, n)
+	if len(bad) > 0 {
+		s.m.mismatches.Add(1)
+		s.m.log(bad[0].String() + "; it is zeroed now")
+		return false, nil // the zeroes may heal it
 	}
-	return blockdev.IsZero(buf), nil
+	return err == nil && blockdev.IsZero(buf), err
 }
 
 // routineOffers compares what is offered with the device.
@@ -306,7 +324,7 @@ func (s *mirrorSession) routineOffers(ctx context.Context) error {
 }
 
 func (s *mirrorSession) answerOffer(ctx context.Context, o *wire.Offer) error {
-	bits, equal, err := s.compare(ctx, o)
+	bits, equal, bad, err := s.compare(ctx, o)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.m.post(func() { s.m.fail("read device", err) })
@@ -317,6 +335,7 @@ func (s *mirrorSession) answerOffer(ctx context.Context, o *wire.Offer) error {
 	s.out.add(&wire.Want{Seq: o.Seq, Bits: bits})
 	s.m.post(func() {
 		if s.m.current == s {
+			s.m.unreadable(bad, o.Flags&wire.OfferVerify == 0)
 			s.m.step(&replica.Compared{Equal: equal}, nil)
 			s.m.publish()
 		}
@@ -324,13 +343,13 @@ func (s *mirrorSession) answerOffer(ctx context.Context, o *wire.Offer) error {
 	return nil
 }
 
-// hashes are those of the units of a range of the device.
-func (s *mirrorSession) hashes(ctx context.Context, r blockdev.Extent, unit int64) ([]wire.Hash, error) {
+// hashes are those of the units of a range of the device; zero where a unit cannot be read.
+func (s *mirrorSession) hashes(ctx context.Context, r blockdev.Extent, unit int64) (found []wire.Hash, bad []damage, err error) {
 	units := geometry{size: s.size, blockSize: unit}
-	found := make([]wire.Hash, (r.Length+unit-1)/unit)
+	found = make([]wire.Hash, (r.Length+unit-1)/unit)
 	buf, err := s.scratch.Get(ctx, int(s.m.chunk))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer s.scratch.Put(buf)
 	step := int(s.m.chunk / unit)
@@ -338,30 +357,36 @@ func (s *mirrorSession) hashes(ctx context.Context, r blockdev.Extent, unit int6
 		j := min(i+step, len(found))
 		off := r.Offset + int64(i)*unit
 		b := buf[:min(int64(j-i)*unit, r.End()-off)]
-		if _, err := s.store.dev.ReadAt(b, off); err != nil {
-			return nil, deviceError("read mirror", "", err)
+		more, err := s.store.readAround(b, off, unit)
+		if err != nil {
+			return nil, nil, err
 		}
 		units.hashBlocks(b, found[i:j])
+		for _, d := range more {
+			found[(d.Offset-r.Offset)/unit] = wire.Hash{}
+		}
+		bad = append(bad, more...)
 	}
-	return found, nil
+	return found, bad, nil
 }
 
-// compare tells which of the offered units differ. Whole blocks that are equal are noted in the index.
-func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte, equal []blockdev.Extent, err error) {
+// compare tells which of the offered units differ; what cannot be read does. Whole blocks that are equal are noted in
+// the index.
+func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte, equal []blockdev.Extent, bad []damage, err error) {
 	units := geometry{size: s.size, blockSize: int64(o.Unit)}
 	tree := o.Flags&wire.OfferTree != 0
 	if tree {
 		units.blockSize = s.blockSize
 	}
-	found, err := s.hashes(ctx, blockdev.Extent{Offset: o.Offset, Length: int64(o.Length)}, units.blockSize)
+	found, bad, err := s.hashes(ctx, blockdev.Extent{Offset: o.Offset, Length: int64(o.Length)}, units.blockSize)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if tree {
 		found = trees(found, int(int64(o.Unit)/s.blockSize))
 	}
 	bits = make([]byte, (len(o.Hashes)+7)/8)
-	same := func(i int) bool { return found[i] == o.Hashes[i] }
+	same := func(i int) bool { return found[i] == o.Hashes[i] && found[i] != (wire.Hash{}) }
 	for i, j := range stretches(len(found), func(i, j int) bool { return same(i) == same(j) }) {
 		off := o.Offset + int64(i)*int64(o.Unit)
 		end := min(o.Offset+int64(j)*int64(o.Unit), o.Offset+int64(o.Length))
@@ -377,11 +402,11 @@ func (s *mirrorSession) compare(ctx context.Context, o *wire.Offer) (bits []byte
 		equal = append(equal, blockdev.Extent{Offset: off, Length: end - off})
 		if units.blockSize == s.blockSize && s.covers(off, end-off) {
 			if err := s.store.index.learn(off, found[i:j]); err != nil {
-				return nil, nil, err
+				return nil, nil, nil, err
 			}
 		}
 	}
-	return bits, equal, nil
+	return bits, equal, bad, nil
 }
 
 // trees are the hashes of the hashes of so many blocks each.

@@ -1,9 +1,10 @@
 package engine
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -17,12 +18,20 @@ type damage struct {
 	blockdev.Extent
 	class     journal.Class
 	want, got wire.Hash
+	err       error // it cannot be read
 }
 
 // readBackTries is how often a range is written again that reads back as something else.
 const readBackTries = 3
 
 func (d *damage) String() string {
+	if d.err != nil {
+		cause := d.err
+		if errno, ok := errors.AsType[syscall.Errno](cause); ok {
+			cause = errno
+		}
+		return fmt.Sprintf("%d+%d cannot be read: %v: check the mirror's disk (dmesg, smartctl)", d.Offset, d.Length, cause)
+	}
 	switch d.class {
 	case journal.ClassStaging:
 		return fmt.Sprintf("what was staged for %d+%d has checksum %x, and had %x when it was committed: check the disk of the state directory",
@@ -62,24 +71,17 @@ func (m *mirror) applied(epoch uint64, found []damage) {
 }
 
 // writeBack writes a range, and where back is not nil reads it into there and compares. What reads back as
-// something else is written again; ok is false where it still does. got is then what is there.
-func (s *mirrorStore) writeBack(b []byte, off int64, back []byte) (got []byte, ok bool, err error) {
+// something else, or not at all, is written again; what still does is returned.
+func (s *mirrorStore) writeBack(b []byte, off int64, back []byte) (found []damage, err error) {
 	for try := 0; ; try++ {
 		if _, err := s.dev.WriteAt(b, off); err != nil {
-			return nil, false, deviceError("write mirror", "", err)
+			return nil, deviceError("write mirror", "", err)
 		}
 		if back == nil {
-			return nil, true, nil
+			return nil, nil
 		}
-		got = back[:len(b)]
-		if _, err := s.dev.ReadAt(got, off); err != nil {
-			return nil, false, deviceError("read mirror back", "", err)
-		}
-		if bytes.Equal(got, b) {
-			return nil, true, nil
-		}
-		if try == readBackTries {
-			return got, false, nil
+		if found, err = s.readsBack(b, off, back[:len(b)]); err != nil || len(found) == 0 || try == readBackTries {
+			return found, err
 		}
 		s.m.mismatches.Add(1)
 	}

@@ -43,6 +43,9 @@ func (m *mirror) openStore() (*mirrorStore, openedState, error) {
 			code: wire.CodeState, Next: "say so in its configuration"}
 	}
 	m.update(func(v *mirrorView) { v.facts = state.facts })
+	if state.facts.Mirror.ReadOnly.Class != 0 {
+		m.unflag()
+	}
 	if err = s.openDevice(state.facts.Size); err == nil {
 		err = s.openIndex(&state.facts)
 	}

@@ -163,7 +163,7 @@ func (x *mirrorScrub) look(ctx context.Context, b, n uint64) error {
 		return err
 	}
 	if _, err := x.s.dev.ReadAt(x.buf[:e.Length], e.Offset); err != nil {
-		return x.failedRead(ctx, b, n, err)
+		return x.failedRead(ctx, b, n)
 	}
 	hashes := make([]wire.Hash, n)
 	x.hashBlocks(x.buf[:e.Length], hashes)
@@ -194,12 +194,19 @@ func (x *mirrorScrub) hole(e blockdev.Extent) bool {
 	return err == nil && x.s.dev.Info().KnowsHoles && (data.Length == 0 || data.Offset >= e.End())
 }
 
-func (x *mirrorScrub) failedRead(ctx context.Context, b, n uint64, err error) error {
+func (x *mirrorScrub) failedRead(ctx context.Context, b, n uint64) error {
 	if n > 1 {
 		return each(ctx, b, n, x.look)
 	}
-	x.m.log(fmt.Sprintf("block %d cannot be read: %v", b, err))
-	x.cannotRead(b)
+	var v verdict
+	if err := x.owner(func() { v = x.readAgain(b) }); err != nil {
+		return err
+	}
+	if v == verdictUnreadable {
+		x.cannotRead(b)
+	} else {
+		x.pending.Add(b, 1)
+	}
 	return nil
 }
 
@@ -303,7 +310,8 @@ func (x *mirrorScrub) judge(b uint64, final bool, right []byte) verdict {
 	if err := x.s.index.lookUp(e.Offset, entry[:]); err != nil || !entry[0].Known {
 		return verdictChanged
 	}
-	if _, err := x.s.dev.ReadAt(x.buf[:e.Length], e.Offset); err != nil {
+	if bad, err := x.s.readAround(x.buf[:e.Length], e.Offset, x.blockSize); err != nil || len(bad) > 0 {
+		m.unreadable(bad, false)
 		return verdictUnreadable
 	}
 	var got [1]wire.Hash
@@ -316,7 +324,7 @@ func (x *mirrorScrub) judge(b uint64, final bool, right []byte) verdict {
 	}
 	if final && !m.core.Quarantined(e) {
 		m.mismatches.Add(1)
-		cause, extents := causeOf([]damage{{e, journal.ClassRot, entry[0].Hash, got[0]}}, m.core.Facts().Mirror.Applied, m.now())
+		cause, extents := causeOf([]damage{{Extent: e, class: journal.ClassRot, want: entry[0].Hash, got: got[0]}}, m.core.Facts().Mirror.Applied, m.now())
 		m.log("read-only: " + cause.Reason)
 		m.step(&replica.Mismatched{Cause: cause, Extents: extents}, nil)
 		m.publish()

@@ -206,6 +206,7 @@ func (m *mirror) perform(action replica.Action, a *arrival) (op string, err erro
 	case replica.End:
 		m.current.end(m.peerError(action))
 	case replica.Write:
+		a.run.readBack = action.ReadBack || m.readBack.Load()
 		m.current.direct <- a.run // has room for all that the window allows
 	case replica.Compare:
 		select {
@@ -230,6 +231,8 @@ func (m *mirror) perform(action replica.Action, a *arrival) (op string, err erro
 		return "drop index", s.index.reset()
 	case replica.FlushDevice:
 		return "flush device", s.flush()
+	case replica.FlagDevice:
+		s.flagDevice(action.ReadOnly)
 	default:
 		return "stage", s.stage(action)
 	}

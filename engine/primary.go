@@ -68,12 +68,12 @@ type primary struct {
 		ctx  context.Context // nil: they are not started, and somebody else drives them
 	}
 
-	jobs     jobs // verify, repair
-	scrubs   scrubs
-	rotCount atomic.Int64 // readings of the device that were not what the index has
-	cancel   context.CancelCauseFunc
-	routines sync.WaitGroup
-	release  func() // of the folder's lock
+	jobs         jobs // verify, repair
+	scrubs       scrubs
+	sourceErrors atomic.Int64 // readings of the device that failed, or were not what the index has
+	cancel       context.CancelCauseFunc
+	routines     sync.WaitGroup
+	release      func() // of the folder's lock
 
 	read, written atomic.Int64 // bytes, by clients
 	deviceErrors  atomic.Int64
@@ -422,6 +422,9 @@ func (p *primary) unproven() bool { return p.compare != nil && !p.compare.finish
 // observe is told of device errors by the write path.
 func (p *primary) observe(op string, e blockdev.Extent, err error) {
 	p.deviceErrors.Add(1)
+	if op == "read" {
+		p.sourceErrors.Add(1)
+	}
 	text := fmt.Sprintf("%s at %d+%d: %v", op, e.Offset, e.Length, err)
 	if old := p.deviceError.Swap(&text); old == nil || *old != text {
 		p.log(text)

@@ -161,7 +161,7 @@ func (x *primaryScrub) confirm(ctx context.Context, b uint64) error {
 		}
 		if entry, found = entries[0], hashes[0]; found == entry.Hash {
 			forget()
-			p.rotCount.Add(1)
+			p.sourceErrors.Add(1)
 			p.log(fmt.Sprintf("block %d differed from the index once and does not any more: check memory and cables", b))
 			x.checked(b)
 			return nil
@@ -172,7 +172,7 @@ func (x *primaryScrub) confirm(ctx context.Context, b uint64) error {
 	if !fresh {
 		return nil
 	}
-	p.rotCount.Add(1)
+	p.sourceErrors.Add(1)
 	p.log(fmt.Sprintf("rot: block %d, which nobody wrote, has checksum %x and had %x when the index noted it; %s", b, found[:6], entry.Hash[:6], nextRot))
 	p.keepScrubs()
 	return nil
@@ -195,7 +195,7 @@ func (p *primary) fillRot(v *VolumeStatus) {
 		}
 		v.Rot = append(v.Rot, int64(b))
 	}
-	if n := p.rotCount.Load(); n > 0 {
+	if n := p.sourceErrors.Load(); n > 0 {
 		v.Mismatches = &MismatchCounts{Source: n}
 	}
 	if len(v.Rot) > 0 && v.Error == "" {

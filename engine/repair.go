@@ -19,7 +19,11 @@ type repairJob struct {
 	blocks  int64 // in question
 	pages   uint64
 	differs []wire.Extent // what the mirror wanted
+	vain    int           // sessions in a row that ended as the last did: what was brought cannot be read back
 }
+
+// repairTries is how often a repair brings the same blocks to a disk that does not keep them.
+const repairTries = 3
 
 // beginRepair lets a session repair, if that is wanted: the mirror is told before anything else is sent. What is
 // in quarantine is put in doubt when the mirror has told it, or with `all` everything at once.
@@ -63,7 +67,9 @@ func (s *shipper) doubtQuarantineLocked() {
 			set.Add(r.First, r.Count)
 		}
 	}
-	j.pages = set.Count()
+	if pages := set.Count(); pages != j.pages {
+		j.pages, j.vain = pages, 0
+	}
 	perBlock := uint64(s.p.blockSize / pageSize)
 	j.blocks = int64((j.pages + perBlock - 1) / perBlock)
 	s.p.tracker.Doubt(s.sets, set)
@@ -184,12 +190,15 @@ func (s *shipper) carryOutRepair(ctx context.Context, o RepairOptions, r RepairR
 	err := s.await(ctx, "repair", func() bool {
 		n := s.p.tracker.Counts(s.sets)
 		total := int64(j.pages) * pageSize
+		if j.vain == repairTries {
+			return true
+		}
 		progress(CheckProgress{Mirror: s.config.Name, Done: max(0, min(total-int64(n.Doubt)*pageSize, total)), Total: total})
 		if readOnly {
 			return s.mirrorCause == nil && len(s.suspects) == 0 && j.began && s.session != nil && s.core.State().Phase != ship.ReadOnly
 		}
 		st := s.core.State()
-		return n.Doubt == 0 && st.Applied > after && !st.Inconsistent && !st.BulkBase
+		return n.Doubt == 0 && st.Applied > after && !st.Inconsistent && !st.BulkBase && s.mirrorCause == nil && st.Phase != ship.ReadOnly
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,6 +206,10 @@ func (s *shipper) carryOutRepair(ctx context.Context, o RepairOptions, r RepairR
 	r.ShippedBytes, r.ComparedBytes = s.stats.shipped.Load()-shipped, s.stats.offered.Load()-offered
 	for _, e := range j.differs {
 		r.Extents = append(r.Extents, CheckedExtent(e))
+	}
+	if err == nil && j.vain == repairTries {
+		err = &Error{Kind: KindIntegrity, Op: "repair", On: s.config.Name, Next: "replace the mirror's disk",
+			Err: fmt.Errorf("%w: %d times what was brought could not be read back", errMismatch, j.vain)}
 	}
 	return r, err
 }

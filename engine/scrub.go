@@ -182,9 +182,12 @@ func (r *ScrubResult) scrubError(ctx context.Context, err error) error {
 		return &Error{Kind: KindNetwork, Op: "scrub", On: r.Volume, Err: fmt.Errorf("interrupted: %w", cmp.Or(context.Cause(ctx), err)), Next: "run it again"}
 	}
 	if err == nil && len(r.Unreadable) > 0 {
-		e := r.Unreadable[0]
+		e, next := r.Unreadable[0], "the volume goes on"
+		if r.Role == "mirror" {
+			next = "`blkmirror repair VOLUME` at the primary has them written again"
+		}
 		return &Error{Kind: KindDevice, Op: "scrub", On: r.Volume, Err: fmt.Errorf("%d ranges cannot be read, the first at %d+%d", len(r.Unreadable), e.Offset, e.Length),
-			Next: "check the disk (dmesg, smartctl); the volume goes on"}
+			Next: "check the disk (dmesg, smartctl); " + next}
 	}
 	return err
 }

@@ -30,6 +30,8 @@ type ServerOptions struct {
 
 	// Reload brings what a user says of the volumes by now, all of them; may be nil.
 	Reload <-chan map[string]VolumeConfig
+
+	device openDevice // of live volumes; nil: openFile
 }
 
 // maxConnections bounds what strangers can make the node hold: a goroutine and a handshake each.

@@ -41,7 +41,11 @@ func (s *server) openRole(ctx context.Context, v *volume, dir string) (liveVolum
 	case role == journal.RolePrimary, role == 0 && wantsPrimary(v.config):
 		return s.openPrimary(ctx, v, dir)
 	}
-	return openMirror(mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name)})
+	o := mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name)}
+	if s.device != nil {
+		o.device, o.prepare = s.device, prepareImage
+	}
+	return openMirror(o)
 }
 
 func wantsPrimary(c VolumeConfig) bool {
@@ -67,8 +71,12 @@ func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVo
 	if err := journal.OS.Mkdir(dir); err != nil {
 		return nil, deviceError("make folder", dir, err)
 	}
+	open := s.device
+	if open == nil {
+		open = openFile
+	}
 	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: s.node(),
-		fs: journal.OS, open: openFile, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now})
+		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now})
 	if err != nil {
 		return nil, err
 	}

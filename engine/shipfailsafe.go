@@ -151,8 +151,8 @@ func (s *shipper) takeQuarantine(m *wire.Quarantine) error {
 	}
 	known := s.mirrorCause != nil
 	s.mirrorCause, s.gathered = s.gathered, nil
-	if class := journal.Class(m.Class); !known && (class == journal.ClassStaging || class == journal.ClassDevice || class == journal.ClassRot) {
-		s.mismatches.mirror++
+	if class := journal.Class(m.Class); !known && class != journal.ClassPayload && class != journal.ClassAck {
+		s.mismatches.mirror++ // those two were the line's, or the memory's: they count when they are cleared
 	}
 	if !known {
 		s.p.log(fmt.Sprintf("mirror %s is read-only: %s; %s", s.config.Name, m.Reason, nextByCode[wire.CodeReadOnly]))

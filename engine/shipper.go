@@ -239,6 +239,9 @@ func (s *shipper) disconnected(err error) {
 	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
 	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: s.p.now().UTC().Format(time.RFC3339)}
 	readOnly := errors.Is(err, wire.ErrReadOnly) || len(s.suspects) > 0
+	if j := s.repairing; j != nil && j.began && errors.Is(err, wire.ErrReadOnly) {
+		j.vain = min(j.vain+1, repairTries)
+	}
 	if own.Kind == KindIntegrity && !readOnly {
 		s.stopped = own.Error() + "; " + resumeHint
 	}

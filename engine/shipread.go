@@ -183,8 +183,7 @@ func (s *shipper) addItems(items []item, p *track.Piece, buf *shared) []item {
 	off := int64(p.First) * pageSize
 	switch {
 	case p.Err != nil:
-		s.p.observe("read volume", blockdev.Extent{Offset: off, Length: p.Length}, p.Err)
-		return items
+		return items // the path has told it
 	case p.Zero || blockdev.IsZero(p.Data):
 		for end := off + p.Length; off < end; {
 			n := min(end-off, wire.MaxZeroExtent)

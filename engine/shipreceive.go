@@ -271,7 +271,6 @@ func (s *shipper) offer(session *shipSession, job offerJob) error {
 	defer s.pool.Put(buf)
 	if err := s.p.path.ReadRange(job.first, job.count, buf); err != nil {
 		// What cannot be read cannot be compared: it is shipped, and becomes a hole if it still cannot be.
-		s.p.observe("read volume", blockdev.Extent(e), err)
 		s.p.tracker.Differs(s.sets, job.first, job.count)
 		s.mu.Lock()
 		delete(s.offers, job.seq)
@@ -336,9 +335,7 @@ func (p *primary) observer() track.Observer {
 				list[i].gaveUp()
 			}
 		},
-		Hole: func(_ *track.Sets, r track.Run, err error) {
-			p.observe("read volume", blockdev.Extent{Offset: int64(r.First) * pageSize, Length: int64(r.Count) * pageSize}, err)
-		},
+		Hole:   func(*track.Sets, track.Run, error) {}, // Failed has told it
 		Failed: func(op string, off, n int64, err error) { p.observe(op, blockdev.Extent{Offset: off, Length: n}, err) },
 	}
 }

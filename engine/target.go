@@ -61,6 +61,8 @@ type run struct {
 	parts  []part
 	zero   *wire.Zero
 	cost   int64
+
+	readBack bool // by a mirror
 }
 
 // part is one Data frame of a run.

@@ -337,8 +337,7 @@ func (v *verification) ask(ctx context.Context, b, n uint64, tree bool) (bits []
 		if ctx.Err() != nil {
 			return nil, nil, false, context.Cause(ctx)
 		}
-		v.s.p.observe("read volume", blockdev.Extent(e), err)
-		return nil, nil, false, nil
+		return nil, nil, false, nil // the path has told it
 	}
 	unit := v.g.blockSize
 	if tree {

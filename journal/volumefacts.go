@@ -81,7 +81,7 @@ const (
 	ClassPayload Class = 1 // a payload and its hash, on arrival, as often as it was sent again
 	ClassAck     Class = 2 // an acknowledgement and the primary's own hash, as often as it was sent again
 	ClassStaging Class = 3 // a staged payload, when it was applied
-	ClassDevice  Class = 4 // what was written, read back
+	ClassDevice  Class = 4 // what was written, read back; or what the device cannot read
 	ClassVerify  Class = 5 // both sides, in a verify
 	ClassRot     Class = 6 // a device and its own index
 )

@@ -61,6 +61,7 @@ type Core struct {
 	applying  bool    // the first of facts.Mirror.Epochs
 	settled   bool    // nothing was written in place since the device's last flush
 	comparing bool
+	flagged   bool              // see flag
 	stirred   uint64            // see Stir
 	owes      bool              // a Report, as soon as it was measured what an applied epoch left
 	doubts    *blockdev.PageSet // facts.Mirror.Doubts
@@ -121,6 +122,7 @@ func (c *Core) SetLimits(l Limits) { c.limits = l.withDefaults() }
 func (c *Core) Begin() []Action {
 	c.out = nil
 	c.applyNext()
+	c.flag()
 	return c.out
 }
 
@@ -144,6 +146,12 @@ func (c *Core) Holding() bool { return c.session != nil && c.session.held != nil
 // Step takes an event and says what to do.
 func (c *Core) Step(e Event) []Action {
 	c.out = nil
+	c.take(e)
+	c.flag()
+	return c.out
+}
+
+func (c *Core) take(e Event) {
 	switch e := e.(type) {
 	case *Attach:
 		c.attach(e)
@@ -166,6 +174,8 @@ func (c *Core) Step(e Event) []Action {
 		c.doubted(e.Extents)
 	case *Mismatched:
 		c.mistrust(e.Cause, e.Extents)
+	case *Unreadable:
+		c.unreadable(e)
 	case *Comparing:
 		c.compares(e)
 	case *Pause:
@@ -173,7 +183,7 @@ func (c *Core) Step(e Event) []Action {
 		c.journal()
 	default:
 		c.arrived(e)
-		return c.out
+		return
 	}
 	c.applyNext()
 	if c.Holding() {
@@ -181,7 +191,6 @@ func (c *Core) Step(e Event) []Action {
 		c.session.held = nil
 		c.arrived(held)
 	}
-	return c.out
 }
 
 // arrived takes what the primary sent, or has it wait.

@@ -275,7 +275,7 @@ func TestDoubts(t *testing.T) {
 		step{p.commit(2, 3), "Reserve"},
 		step{&Reserved{true}, "SealStaging Journal Committed Apply"},
 		step{&Applied{Epoch: 3, Damaged: []blockdev.Extent{{Offset: 5 * page, Length: page}}, Cause: journal.ReadOnly{Class: journal.ClassStaging}},
-			"Journal End21 RemoveStaging"},
+			"Journal End21 RemoveStaging FlagDevice"},
 	)
 	want := []blockdev.Extent{{Offset: 5 * page, Length: 3 * page}, {Offset: 16 * page, Length: page}}
 	if got := c.Facts().Mirror.Doubts; !reflect.DeepEqual(got, want) {

@@ -42,7 +42,7 @@ func (c *Core) direct() {
 	c.session.writes++
 	c.stirred++
 	c.settled = false
-	c.do(Write{})
+	c.do(Write{ReadBack: c.session.repairing})
 }
 
 // placed notes what was written in place. It is vouched for again from the next Flush on.

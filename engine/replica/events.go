@@ -66,6 +66,13 @@ type (
 		Cause   journal.ReadOnly
 		Extents []blockdev.Extent
 	}
+	// Unreadable says that the device gives an error where these ranges are read. Wanted: they were offered, and
+	// answered as different, so that they will be brought.
+	Unreadable struct {
+		Cause   journal.ReadOnly
+		Extents []blockdev.Extent
+		Wanted  bool
+	}
 	// Lost says that the session is over, and that nothing of it is still to be written.
 	Lost struct{}
 	// Measured says how much staging may hold, and holds. It follows whatever changed that, save Append.
@@ -93,6 +100,7 @@ func (*Flush) event()      {}
 func (*Suspect) event()    {}
 func (*Repair) event()     {}
 func (*Mismatched) event() {}
+func (*Unreadable) event() {}
 func (*Reserved) event()   {}
 func (*Written) event()    {}
 func (*Compared) event()   {}
@@ -145,10 +153,13 @@ type (
 	DropIndex struct{}
 	// FlushDevice makes what was written to the device durable, and then the index.
 	FlushDevice struct{}
+	// FlagDevice sets or clears the kernel's read-only flag of the device, with which nobody can write, nor can the
+	// mirror. It may fail.
+	FlagDevice struct{ ReadOnly bool }
 
 	// Write begins to write the run of the event in place, and to answer it; Written ends it. What
-	// overlaps with one that is under way comes after it.
-	Write struct{}
+	// overlaps with one that is under way comes after it. ReadBack as with Apply.
+	Write struct{ ReadBack bool }
 	// Compare begins to answer an Offer; Compared ends it.
 	Compare struct{ Offer *wire.Offer }
 
@@ -176,6 +187,7 @@ func (RemoveStaging) action() {}
 func (Journal) action()       {}
 func (DropIndex) action()     {}
 func (FlushDevice) action()   {}
+func (FlagDevice) action()    {}
 func (Write) action()         {}
 func (Compare) action()       {}
 func (Ack) action()           {}

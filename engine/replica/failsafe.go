@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/journal"
@@ -40,6 +41,36 @@ func (c *Core) mistrust(cause journal.ReadOnly, extents []blockdev.Extent) {
 	if s := c.session; s != nil && !s.ended {
 		s.repairing = false
 		c.end(wire.CodeReadOnly, "%s", c.readOnlyText())
+	}
+}
+
+// unreadable puts into quarantine what the device gives an error for, save what is known. A repair that brings it
+// anyway goes on.
+func (c *Core) unreadable(e *Unreadable) {
+	if !slices.ContainsFunc(e.Extents, func(x blockdev.Extent) bool { return !c.Quarantined(x) }) {
+		return
+	}
+	if s := c.session; !e.Wanted || s == nil || !s.repairing {
+		c.mistrust(e.Cause, e.Extents)
+		return
+	}
+	for _, x := range e.Extents {
+		c.quarantine.Add(c.pageRange(x))
+	}
+	c.listQuarantine()
+	c.journal()
+}
+
+// flag has the kernel know that nobody is to write to the device: while the mirror is read-only and does not write
+// itself. What it does then has begun with the flag cleared, since every event ends here.
+func (c *Core) flag() {
+	want := c.readOnly() && len(c.mirror().Epochs) == 0
+	if s := c.session; s != nil && (s.repairing || s.writes > 0) {
+		want = false
+	}
+	if want != c.flagged {
+		c.flagged = want
+		c.do(FlagDevice{want})
 	}
 }
 

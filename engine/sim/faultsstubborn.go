@@ -1,13 +1,14 @@
 package sim
 
 import (
+	"github.com/blkmirror/blkmirror/blockdev/devtest"
 	"github.com/blkmirror/blkmirror/journal"
 	"github.com/blkmirror/blkmirror/wire"
 )
 
 // What makes a mirror read-only (docs/FAILSAFE.md), in every sixteenth history: a place whose payload is damaged
-// as often as it is sent, and a staged payload that rots before it is applied. Somebody repairs the mirror, now and
-// then at once and at the end in any case.
+// as often as it is sent, and a staged payload that rots before it is applied; in another sixteenth a page of its disk
+// that cannot be read. Somebody repairs the mirror, now and then at once and at the end in any case.
 
 const (
 	stubbornShare = 16
@@ -43,11 +44,16 @@ func (m *mirrorNode) hurt(ms []wire.Message) []wire.Message {
 	return out
 }
 
-// actStubborn lets staging rot, and has somebody repair what is read-only.
+// actStubborn lets staging rot and disks wear out, and has somebody repair what is read-only.
 func (w *World) actStubborn() {
 	for _, m := range w.mirrors {
-		if !w.quiet && m.m != nil && !m.dead && w.spite.IntN(20) == 0 {
+		switch {
+		case w.quiet || m.m == nil || m.dead:
+		case w.setup.stubborn && w.spite.IntN(20) == 0:
 			m.rotStaging()
+		case w.setup.worn && !m.worn && w.spite.IntN(10) == 0:
+			m.worn, m.wornAt = true, w.spite.Int64N(w.setup.pages)
+			w.note("page %d of %s cannot be read", m.wornAt, m.name)
 		}
 	}
 	for i, l := range w.primary.lines {
@@ -70,6 +76,39 @@ func (m *mirrorNode) rotStaging() {
 	m.rotten = true
 	m.w.note("staged payload of %s rots", m.name)
 	m.w.cover(coverFault, "a staged payload rots")
+}
+
+// wear is what a worn page does to a request: it cannot be read until it is written.
+func (n *node) wear(c devtest.Call) (fails bool) {
+	if n.flagged && (c.Op == devtest.OpWrite || c.Op == devtest.OpZero || c.Op == devtest.OpDiscard) {
+		n.w.failf("%s writes to a disk that it has set read-only", n.name)
+	}
+	at := n.wornAt * pageSize
+	if !n.worn || c.Offset >= at+pageSize || at >= c.Offset+c.Length {
+		return false
+	}
+	switch c.Op {
+	case devtest.OpRead:
+		if n.w.quiet {
+			return false
+		}
+		n.w.cover(coverFault, "a page cannot be read")
+		return true
+	case devtest.OpWrite, devtest.OpZero:
+		n.worn = false
+	}
+	return false
+}
+
+// flagging is a disk with the kernel's read-only flag.
+type flagging struct {
+	*devtest.Disk
+	n *node
+}
+
+func (f flagging) SetReadOnly(ro bool) error {
+	f.n.flagged = ro
+	return nil
 }
 
 // checkReadOnly is I5: a mirror that is read-only takes nothing new, and leaves that state only by a repair, which

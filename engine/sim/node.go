@@ -43,6 +43,9 @@ type node struct {
 	backup  *backup
 	checked indexCheck
 	opens   int
+	worn    bool // a page of the disk cannot be read: wornAt
+	wornAt  int64
+	flagged bool  // the kernel's read-only flag of the disk
 	fate    *fate // when it dies and what that leaves; nil: chance says so
 }
 
@@ -106,6 +109,9 @@ func (n *node) diskCall(c devtest.Call) devtest.Effect {
 	}
 	if w.Story != nil {
 		fmt.Fprintf(w.Story, "%6d  %s: disk %v %d+%d %s\n", w.step, n.name, c.Op, c.Offset, c.Length, w.running.what())
+	}
+	if n.wear(c) {
+		return devtest.Fail(syscall.EIO)
 	}
 	f := n.strikes(func(f *fault) bool { return f.op == c.Op })
 	if f == nil {
@@ -318,8 +324,8 @@ func (n *node) surroundings(sizes engine.Sizes) engine.Surroundings {
 			}
 			n.disk = n.disk.Killed() // a new handle on the same disk
 			n.disk.RetryFlush()
-			n.disk.Hook = n.diskCall
-			return n.disk, nil
+			n.disk.Hook, n.flagged = n.diskCall, false
+			return flagging{n.disk, n}, nil
 		},
 		Index: func(string) (engine.BlockIndex, error) {
 			n.index = n.index.Killed() // a new handle on the same content

@@ -34,6 +34,7 @@ type setup struct {
 	patience int  // steps without faults after which everything has to be equal
 	tiny     bool // a volume of some pages (script.go)
 	stubborn bool // lines damage some place again and again, and staging rots, so that mirrors become read-only
+	worn     bool // pages of mirrors' disks cannot be read until they are written
 }
 
 func (s *setup) size() int64            { return s.pages*pageSize - s.short }

@@ -61,6 +61,7 @@ func New(seed uint64, coverage *Coverage, pool *Pool) *World {
 	w := &World{pool: &pool.pages, idle: pool, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x73696d)), clock: time.Unix(1e9, 0), coverage: coverage, hurt: map[[2]int64]int{}}
 	w.trace.digest = fnv.New64a()
 	w.setup = newSetup(w.rng)
+	w.setup.worn = seed%stubbornShare == 11
 	w.setup.stubborn, w.spite = seed%stubbornShare == 7, rand.New(rand.NewPCG(seed, 0x7370697465))
 	w.oracle = newOracle(w)
 	w.primary = &primaryNode{node: w.newNode("primary")}
@@ -181,7 +182,7 @@ func (w *World) take() {
 	if w.step%16 == 0 {
 		w.states(nil) // as they are before a fault
 	}
-	if w.setup.stubborn && w.step%32 == 0 {
+	if w.step%32 == 0 {
 		w.actStubborn()
 	}
 	switch {
