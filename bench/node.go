@@ -117,13 +117,40 @@ func (n *Node) Kill() {
 }
 
 // peak is the largest resident memory so far (VmHWM).
-func (p *process) peak() int64 {
-	blob, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "status"))
+func (p *process) peak() int64 { return p.memory("VmHWM") }
+
+// resetPeak has the peak begin anew, at the resident memory of now, which it returns.
+func (p *process) resetPeak() int64 {
+	_ = os.WriteFile(p.proc("clear_refs"), []byte("5"), 0) // else the peak is that since the start, and too much
+	return p.memory("VmRSS")
+}
+
+func (p *process) proc(file string) string {
+	return filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), file)
+}
+
+// memory is what the kernel says of a process under this key, in bytes.
+func (p *process) memory(key string) int64 {
+	blob, _ := os.ReadFile(p.proc("status"))
 	for lines := bufio.NewScanner(bytes.NewReader(blob)); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(lines.Text(), key+":"); ok {
 			kib, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
 			return kib << 10
 		}
 	}
 	return 0
+}
+
+// cpuSeconds is the user and system time of a process so far.
+func (p *process) cpuSeconds() float64 {
+	const ticks = 100 // a second, on every Linux that Go knows
+	blob, _ := os.ReadFile(p.proc("stat"))
+	var seconds float64
+	if fields := strings.Fields(string(blob[bytes.LastIndexByte(blob, ')')+1:])); len(fields) > 12 {
+		for _, field := range fields[11:13] { // utime, stime
+			n, _ := strconv.ParseFloat(field, 64)
+			seconds += n / ticks
+		}
+	}
+	return seconds
 }

@@ -28,7 +28,7 @@ func (a *app) benchCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "bench",
 		Usage:       "measure blkmirror beside other tools",
-		Subcommands: []*cli.Command{a.benchSyncCommand(), a.benchLiveCommand()},
+		Subcommands: []*cli.Command{a.benchSyncCommand(), a.benchLiveCommand(), a.benchFailsafeCommand()},
 	}
 }
 

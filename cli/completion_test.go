@@ -27,7 +27,7 @@ func TestBashCompletion(t *testing.T) {
 		{"blkmirror sync a b --n", "--no-compress"},
 		{"blkmirror sync a", ""}, // bash's own file names
 		{"blkmirror completion ", "bash zsh fish"},
-		{"blkmirror bench ", "sync live"},
+		{"blkmirror bench ", "sync live failsafe"},
 		{"blkmirror bench sync --pai", "--pairs"},
 		{"blkmirror nothing --x", ""},
 	}

@@ -93,6 +93,9 @@ func printLive(w io.Writer, v engine.VolumeStatus, now time.Time) {
 	if v.DeviceErrors > 0 {
 		fmt.Fprintf(w, ", %d errors of the device", v.DeviceErrors)
 	}
+	if v.IndexDropped > 0 {
+		fmt.Fprintf(w, ", index dropped %d times", v.IndexDropped)
+	}
 	if v.State == "comparing" {
 		fmt.Fprintf(w, ", compared with its index: %s", percent(v.Compared, v.Size))
 	}

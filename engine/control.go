@@ -79,6 +79,8 @@ type VolumeStatus struct {
 	DeviceErrors int64 `json:"device_errors,omitempty"`
 	HotRegions   int64 `json:"hot_regions,omitempty"`
 	IndexNeeds   int64 `json:"index_needs_bytes"` // what a primary's own index does not know yet
+
+	IndexDropped int64 `json:"index_dropped,omitempty"` // how often the index was begun anew, damaged or not usable, since the start
 }
 
 // SessionStatus tells one sync under way.

@@ -204,3 +204,40 @@ func TestFreeze(t *testing.T) {
 	p.settle()
 	p.equal(0)
 }
+
+// A mirror whose index is damaged says so, and where somebody may have written to its disk, all of it is compared:
+// nothing is shipped again that is there.
+func TestMirrorWithDamagedIndex(t *testing.T) {
+	p := newLivePair(t, 1, nil)
+	c := p.client()
+	p.write(c, 0, 8*mib)
+	p.settle()
+	m := p.mirrors[0]
+	m.stop()
+	p.spoil(m.volume.Path, 3*DefaultBlockSize)
+	index := filepath.Join(m.state, "volumes", "v", "index")
+	entries, err := os.ReadDir(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if err := os.WriteFile(filepath.Join(index, e.Name()), []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := p.mirrorStatus(0)
+	m.start()
+	eventually(t, "the mirror vouches for everything", func() bool {
+		st := m.status()
+		return st.State == "ok" && !st.Unproven
+	})
+	p.settle()
+	p.equal(0)
+	after := p.mirrorStatus(0)
+	if shipped, offered := after.ShippedBytes-before.ShippedBytes, after.OfferedBytes-before.OfferedBytes; shipped == 0 || shipped > DefaultBlockSize || offered < liveSize {
+		t.Errorf("%d bytes were shipped and %d compared", shipped, offered)
+	}
+	if n := m.status().IndexDropped; n != 1 {
+		t.Errorf("the index was dropped %d times, want once", n)
+	}
+}

@@ -153,10 +153,11 @@ type mirror struct {
 	settled  error // of the clean stop
 	once     sync.Once
 
-	scrubs     scrubs
-	scrubEvery atomic.Int64 // time between scheduled ones
-	readBack   atomic.Bool  // what is written is read back, as the settings say
-	mismatches atomic.Int64 // of what was staged, and what was written and read back
+	scrubs       scrubs
+	scrubEvery   atomic.Int64 // time between scheduled ones
+	readBack     atomic.Bool  // what is written is read back, as the settings say
+	mismatches   atomic.Int64 // of what was staged, and what was written and read back
+	indexDropped atomic.Int64
 
 	mu       sync.Mutex
 	admitted *mirrorSession // from admission until it is drained

@@ -346,26 +346,21 @@ func (s *mirrorSession) answerOffer(ctx context.Context, o *wire.Offer) error {
 // hashes are those of the units of a range of the device; zero where a unit cannot be read.
 func (s *mirrorSession) hashes(ctx context.Context, r blockdev.Extent, unit int64) (found []wire.Hash, bad []damage, err error) {
 	units := geometry{size: s.size, blockSize: unit}
-	found = make([]wire.Hash, (r.Length+unit-1)/unit)
 	buf, err := s.scratch.Get(ctx, int(s.m.chunk))
 	if err != nil {
 		return nil, nil, err
 	}
 	defer s.scratch.Put(buf)
-	step := int(s.m.chunk / unit)
-	for i := 0; i < len(found); i += step {
-		j := min(i+step, len(found))
-		off := r.Offset + int64(i)*unit
-		b := buf[:min(int64(j-i)*unit, r.End()-off)]
+	found, err = units.hashRange(r, buf, s.store.dev.NextData, func(b []byte, off int64) error {
 		more, err := s.store.readAround(b, off, unit)
-		if err != nil {
-			return nil, nil, err
-		}
-		units.hashBlocks(b, found[i:j])
-		for _, d := range more {
-			found[(d.Offset-r.Offset)/unit] = wire.Hash{}
-		}
 		bad = append(bad, more...)
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range bad {
+		found[(d.Offset-r.Offset)/unit] = wire.Hash{}
 	}
 	return found, bad, nil
 }

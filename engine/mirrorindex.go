@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/blkmirror/blkmirror/journal"
@@ -22,11 +23,6 @@ type blockIndex interface {
 
 func openBlockIndex(dir string) (blockIndex, error) {
 	x, err := journal.OpenIndex(dir)
-	if errors.Is(err, journal.ErrIndexDamaged) {
-		if err = journal.RemoveIndex(dir); err == nil {
-			x, err = journal.OpenIndex(dir)
-		}
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -42,13 +38,21 @@ type mirrorIndex struct {
 	remove func(dir string) error // nil: journal.RemoveIndex
 	warn   func(string)
 
-	mu sync.Mutex
-	x  blockIndex // nil: there is none
+	dropped *atomic.Int64 // how often that was
+	mu      sync.Mutex
+	x       blockIndex // nil: there is none
 }
 
-// begin opens it. One that may be wrong is emptied.
+// begin opens it. One that may be wrong is emptied, and one that is damaged begun anew.
 func (i *mirrorIndex) begin(empty bool) error {
 	x, err := i.open(i.dir)
+	if errors.Is(err, journal.ErrIndexDamaged) {
+		i.drop(err)
+		if err = i.away(); err != nil {
+			return err
+		}
+		x, err = i.open(i.dir)
+	}
 	if err == nil && empty {
 		if err = x.Reset(); err != nil {
 			x.Close()
@@ -105,13 +109,19 @@ func (i *mirrorIndex) change(do func(blockIndex) error) error {
 	if err == nil {
 		return nil
 	}
-	i.warn(fmt.Sprintf("the index %s is dropped: %v", i.dir, err))
+	i.drop(err)
 	if resetErr := i.x.Reset(); resetErr != nil {
 		i.x.Close()
 		i.x = nil
 		return i.away()
 	}
 	return nil
+}
+
+// drop tells that what it knew is gone.
+func (i *mirrorIndex) drop(cause error) {
+	i.dropped.Add(1)
+	i.warn(fmt.Sprintf("the index %s is dropped: %v", i.dir, cause))
 }
 
 func (i *mirrorIndex) close() error {

@@ -130,7 +130,7 @@ func (s *mirrorStore) openDevice(size int64) error {
 // openIndex opens the index, which after an unclean end in bulk is worth nothing.
 func (s *mirrorStore) openIndex(f *journal.VolumeFacts) error {
 	s.geometry = geometry{size: f.Size, blockSize: int64(f.BlockSize)}
-	s.index = &mirrorIndex{geometry: s.geometry, dir: s.m.indexDir(), open: s.m.index, remove: s.m.removeIndex, warn: s.m.log}
+	s.index = &mirrorIndex{geometry: s.geometry, dir: s.m.indexDir(), open: s.m.index, remove: s.m.removeIndex, warn: s.m.log, dropped: &s.m.indexDropped}
 	return s.index.begin(f.Mirror.InPlace && !f.Clean)
 }
 

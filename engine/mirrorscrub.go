@@ -54,20 +54,26 @@ func (m *mirror) runScrub(ctx context.Context, o ScrubOptions, scheduled bool, p
 			m.log(err.Error())
 		}
 	}()
-	limit := scrubLimiter(o, m.chunk)
+	limit, chunk := o.pace(m.chunk)
 	if m.steps != nil {
 		limit.SetLimit(rate.Inf)
 	}
 	var x *mirrorScrub
-	if !m.call(func() { x, err = m.beginScrub(limit, progress) }) {
+	if !m.call(func() { x, err = m.beginScrub(limit, chunk, progress) }) {
 		return nil, errMirrorStopped(m.name)
 	}
 	if err != nil {
 		return nil, err
 	}
+	if m.steps != nil {
+		x.parts = 1
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(x.s.ctx, func() { cancel(errVolumeStops) })
-	err = x.all(ctx, scrubRounds, func() error { return x.pause(ctx, verifyPause) }, x.look)
+	stop := func() bool { return true }
+	if m.steps == nil { // in steps the owner tells it, at the next look
+		stop = context.AfterFunc(x.s.ctx, func() { cancel(errVolumeStops) })
+	}
+	err = x.all(ctx, scrubRounds, func() error { return x.pause(ctx, verifyPause) }, func(part *scrubbing) looker { return (&mirrorScrub{part, m, x.s}).look })
 	stop()
 	whole = err == nil
 	m.call(func() {
@@ -84,7 +90,7 @@ func (m *mirror) runScrub(ctx context.Context, o ScrubOptions, scheduled bool, p
 }
 
 // beginScrub is the owner's part of it: from here on the store stays open until the scrub has ended.
-func (m *mirror) beginScrub(limit *rate.Limiter, progress func(CheckProgress)) (*mirrorScrub, error) {
+func (m *mirror) beginScrub(limit *rate.Limiter, chunk int64, progress func(CheckProgress)) (*mirrorScrub, error) {
 	s := m.store
 	switch {
 	case m.stopping:
@@ -92,14 +98,15 @@ func (m *mirror) beginScrub(limit *rate.Limiter, progress func(CheckProgress)) (
 	case s == nil || m.broken != nil || m.core == nil || m.core.Facts().UUID == [16]byte{}:
 		return nil, m.unusable("scrub")
 	case s.suspicion != "":
-		return nil, errComparing(m.name)
+		return nil, errComparing("scrub", m.name)
 	case m.core.Facts().Mirror.Inconsistent:
 		return nil, &Error{Kind: KindState, Op: "scrub", On: m.name, Err: errors.New("no cut is complete here yet"), Next: "wait for the end of the first copy"}
 	}
-	base, err := newScrubbing(s.geometry, m.chunk, limit, progress)
+	base, err := newScrubbing(s.geometry, chunk, limit, progress)
 	if err != nil {
 		return nil, err
 	}
+	base.by(m.now)
 	s.busy++
 	return &mirrorScrub{scrubbing: base, m: m, s: s}, nil
 }
@@ -120,10 +127,11 @@ func (x *mirrorScrub) owner(do func()) (err error) {
 }
 
 func (x *mirrorScrub) pause(ctx context.Context, d time.Duration) error {
+	var wait func(try func() bool)
 	if x.m.steps != nil {
-		return nil
+		wait = x.m.steps.wait
 	}
-	return pauseFor(ctx, d)
+	return pause(ctx, wait, x.m.now, d)
 }
 
 // standsStill tells that nothing is under way, and nothing committed, that changes a range. In the owner.

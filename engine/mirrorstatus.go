@@ -173,6 +173,7 @@ func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
 		p.Holes += h.Length
 	}
 	p.Mismatches.Mirror = m.mismatches.Load()
+	st.IndexDropped = m.indexDropped.Load()
 	if f.Paused {
 		p.State = "paused"
 	}

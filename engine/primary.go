@@ -77,6 +77,7 @@ type primary struct {
 
 	read, written atomic.Int64 // bytes, by clients
 	deviceErrors  atomic.Int64
+	indexDropped  atomic.Int64
 	deviceError   atomic.Pointer[string] // the last one
 	failure       atomic.Pointer[Error]  // why writes are refused
 }
@@ -306,7 +307,7 @@ func (p *primary) fill(v *VolumeStatus) {
 	v.Size, v.UUID, v.BlockSize = p.size, hex.EncodeToString(f.UUID[:]), int(f.BlockSize)
 	v.Generation = hex.EncodeToString(f.Generation.ID[:])
 	v.Epoch, v.Mode, v.Export = f.Cut, "async", p.exportName()
-	v.HotRegions, v.DeviceErrors = int64(p.tracker.HotCount()), p.deviceErrors.Load()
+	v.HotRegions, v.DeviceErrors, v.IndexDropped = int64(p.tracker.HotCount()), p.deviceErrors.Load(), p.indexDropped.Load()
 	v.MaxLag = p.maxLag().Seconds()
 	v.IndexNeeds = min(int64(p.tracker.Counts(p.index.sets).Needs)*pageSize, p.size)
 	v.ReadBytes, v.WrittenBytes = p.read.Load(), p.written.Load()

@@ -129,7 +129,7 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 // openIndex opens the index and makes it a consumer. One that cannot be had costs comparisons later.
 func (p *primary) openIndex(d primaryDeps) error {
 	index := &mirrorIndex{geometry: geometry{size: p.size, blockSize: p.blockSize}, dir: filepath.Join(p.dir, "index"),
-		open: d.index, remove: d.unindex, warn: p.log}
+		open: d.index, remove: d.unindex, warn: p.log, dropped: &p.indexDropped}
 	if err := index.begin(false); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,17 +30,21 @@ func (p *primary) runScrub(ctx context.Context, o ScrubOptions, scheduled bool, 
 		p.keepScrubs()
 	}()
 	if p.unproven() {
-		return nil, errComparing(p.name)
+		return nil, errComparing("scrub", p.name)
 	}
-	limit := scrubLimiter(o, chunkSize)
+	limit, chunk := o.pace(cmp.Or(p.sizes.OfferBytes, chunkSize))
 	if p.wait != nil {
 		limit.SetLimit(rate.Inf)
 	}
 	x := &primaryScrub{p: p}
-	if x.scrubbing, err = newScrubbing(geometry{size: p.size, blockSize: p.blockSize}, chunkSize, limit, progress); err != nil {
+	if x.scrubbing, err = newScrubbing(geometry{size: p.size, blockSize: p.blockSize}, chunk, limit, progress); err != nil {
 		return nil, err
 	}
-	err = x.all(ctx, 1, func() error { return nil }, x.look)
+	x.by(p.now)
+	if p.wait != nil {
+		x.parts = 1
+	}
+	err = x.all(ctx, 1, func() error { return nil }, func(part *scrubbing) looker { return (&primaryScrub{part, p}).look })
 	r := x.finish(p.name, "primary")
 	whole = err == nil
 	err = r.scrubError(ctx, err)
@@ -47,8 +52,8 @@ func (p *primary) runScrub(ctx context.Context, o ScrubOptions, scheduled bool, 
 	return []ScrubResult{r}, err
 }
 
-func errComparing(volume string) error {
-	return &Error{Kind: KindState, Op: "scrub", On: volume, Err: errors.New("the disk is compared with its index already, after suspected foreign writes"),
+func errComparing(op, volume string) error {
+	return &Error{Kind: KindState, Op: op, On: volume, Err: errors.New("the disk is compared with its index already, after suspected foreign writes"),
 		Next: "wait until `blkmirror status` does not say `comparing` any more"}
 }
 

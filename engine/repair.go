@@ -59,10 +59,11 @@ func (s *shipper) doubtQuarantineLocked() {
 		return
 	}
 	j.began = true
+	s.blank = -1 // a bulk that goes on behind this meets what it has sent before
 	set := blockdev.NewPageSet(s.p.tracker.Pages())
 	if j.all {
 		set.Fill()
-	} else {
+	} else if s.mirrorCause != nil {
 		for _, r := range runsOf(s.mirrorCause.Extents) {
 			set.Add(r.First, r.Count)
 		}
@@ -166,8 +167,8 @@ func (s *shipper) carryOutRepair(ctx context.Context, o RepairOptions, r RepairR
 	j := &repairJob{all: o.All}
 	s.mu.Lock()
 	s.repairing = j
-	session, readOnly := s.session, s.mirrorCause != nil
-	if !readOnly {
+	session, taken := s.session, s.core.State().Phase != ship.ReadOnly
+	if taken { // also where a repair that was cut off has had the mirror let us
 		s.doubtQuarantineLocked()
 	}
 	shipped, offered := s.stats.shipped.Load(), s.stats.offered.Load()
@@ -184,7 +185,7 @@ func (s *shipper) carryOutRepair(ctx context.Context, o RepairOptions, r RepairR
 	}
 	s.notify()
 	after := s.p.facts.get().Cut
-	if !readOnly {
+	if taken {
 		s.wantCut(after)
 	}
 	err := s.await(ctx, "repair", func() bool {
@@ -194,11 +195,11 @@ func (s *shipper) carryOutRepair(ctx context.Context, o RepairOptions, r RepairR
 			return true
 		}
 		progress(CheckProgress{Mirror: s.config.Name, Done: max(0, min(total-int64(n.Doubt)*pageSize, total)), Total: total})
-		if readOnly {
-			return s.mirrorCause == nil && len(s.suspects) == 0 && j.began && s.session != nil && s.core.State().Phase != ship.ReadOnly
-		}
 		st := s.core.State()
-		return n.Doubt == 0 && st.Applied > after && !st.Inconsistent && !st.BulkBase && s.mirrorCause == nil && st.Phase != ship.ReadOnly
+		if s.mirrorCause != nil || len(s.suspects) > 0 || !j.began || s.session == nil || st.Phase == ship.ReadOnly {
+			return false
+		}
+		return !taken || n.Doubt == 0 && st.Applied > after && !st.Inconsistent && !st.BulkBase
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -237,6 +238,13 @@ func (s *shipper) dryRun(ctx context.Context, o RepairOptions, cause *wire.Quara
 // await waits until something is so, which is asked with s.mu held and whenever the state changes, and now and
 // then. A mirror that comes and goes is waited for; one that a person has to do something about is not.
 func (s *shipper) await(ctx context.Context, op string, so func() bool) error {
+	if s.p.wait != nil {
+		s.p.wait(func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return so() || s.stopped != "" || ctx.Err() != nil
+		})
+	}
 	tick := time.NewTicker(awakeEvery)
 	defer tick.Stop()
 	for {

@@ -100,6 +100,45 @@ func (g geometry) hashBlocks(buf []byte, hashes []wire.Hash) {
 	pair.flush()
 }
 
+// hashRange hashes every block of a range, whose content comes by way of buf. Blocks of a hole have the hash of
+// zeroes, and are not read. data is NextData of the device: where it fails, all is read.
+func (g geometry) hashRange(r blockdev.Extent, buf []byte, data func(off int64) (blockdev.Extent, error), read func(b []byte, off int64) error) ([]wire.Hash, error) {
+	hashes := make([]wire.Hash, (r.Length+g.blockSize-1)/g.blockSize)
+	step := max(1, len(buf)/int(g.blockSize))
+	for i, known := 0, int64(0); i < len(hashes); {
+		off := r.Offset + int64(i)*g.blockSize
+		if off >= known {
+			x, err := data(off)
+			if err != nil {
+				x = blockdev.Extent{Offset: off, Length: r.End() - off}
+			}
+			known = x.End()
+			if n := g.hashHole(off, x.Offset, hashes[i:]); n > 0 {
+				i += n
+				continue
+			}
+		}
+		j := min(i+step, len(hashes))
+		b := buf[:min(int64(j-i)*g.blockSize, r.End()-off)]
+		if err := read(b, off); err != nil {
+			return nil, err
+		}
+		g.hashBlocks(b, hashes[i:j])
+		i = j
+	}
+	return hashes, nil
+}
+
+// hashHole hashes the blocks from off on that end by a hole's end, and tells how many these are.
+func (g geometry) hashHole(off, end int64, hashes []wire.Hash) (n int) {
+	for ; n < len(hashes) && g.blockEnd(off) <= end; n++ {
+		next := g.blockEnd(off)
+		hashes[n] = zeroBlockHash(next - off)
+		off = next
+	}
+	return n
+}
+
 // pairHasher hashes what it is given two at a time.
 type pairHasher struct {
 	hashes  []wire.Hash

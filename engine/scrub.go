@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -44,6 +47,8 @@ const (
 
 	scrubLook  = time.Minute // how often it is seen whether one is due; also before one that failed is tried again
 	scrubTries = 3           // readings before a block counts as rotten
+	scrubParts = 6           // of one scrub, at once, each with a buffer
+	scrubReads = 128         // a second, as long as they are smaller than a chunk
 	scrubPause = 50 * time.Millisecond
 	scrubFile  = "scrub.json" // in the volume's folder
 	maxRot     = 1 << 16      // blocks that are remembered
@@ -69,16 +74,22 @@ func ParseScrub(text string) (time.Duration, error) {
 // scrubEvery is the time between two scheduled scrubs; 0: there are none.
 func (c *VolumeConfig) scrubEvery() time.Duration { return max(0, cmp.Or(c.Scrub, DefaultScrub)) }
 
-// scrubbing is what one scrub of either role keeps. Blocks are settled one way or another exactly once.
+// scrubbing is what one scrub of either role keeps, and of it what one of its parts does, which look at different
+// blocks at once: while one of them waits for the disk, another one hashes. Blocks are settled one way or another
+// exactly once.
 type scrubbing struct {
 	geometry
 	blocks   uint64
 	most     uint64 // blocks that are looked at in one go
+	parts    int
 	limit    *rate.Limiter
 	progress func(CheckProgress)
 	buf      []byte
+	now      func() time.Time
 	began    time.Time
-	result   ScrubResult
+
+	mu     sync.Mutex // of the whole, for its parts
+	result ScrubResult
 
 	pending    *blockdev.PageSet // blocks that changed while they were looked at
 	rot        *blockdev.PageSet
@@ -87,18 +98,41 @@ type scrubbing struct {
 }
 
 func newScrubbing(g geometry, chunk int64, limit *rate.Limiter, progress func(CheckProgress)) (*scrubbing, error) {
+	chunk = max(chunk, g.blockSize)
+	limit.SetBurst(int(chunk))
 	blocks := uint64((g.size + g.blockSize - 1) / g.blockSize)
 	buf, err := blockdev.NewPool(chunk).Get(context.Background(), int(chunk))
 	if err != nil {
 		return nil, err
 	}
-	return &scrubbing{geometry: g, blocks: blocks, most: uint64(max(1, chunk/g.blockSize)), limit: limit, progress: progress, buf: buf, began: time.Now(),
+	return &scrubbing{geometry: g, blocks: blocks, most: uint64(max(1, chunk/g.blockSize)), parts: scrubParts, limit: limit, progress: progress, buf: buf, now: time.Now, began: time.Now(),
 		pending: blockdev.NewPageSet(blocks), rot: blockdev.NewPageSet(blocks), healed: blockdev.NewPageSet(blocks), unreadable: blockdev.NewPageSet(blocks)}, nil
 }
 
-// scrubLimiter is for a scrub of these options.
-func scrubLimiter(o ScrubOptions, chunk int64) *rate.Limiter {
-	return rate.NewLimiter(rate.Limit(cmp.Or(o.Rate, DefaultScrubRate)), int(chunk))
+// by has the time taken by a node's own clock.
+func (x *scrubbing) by(now func() time.Time) { x.now, x.began = now, now() }
+
+// join takes over what a part has found, and tells how far it is.
+func (x *scrubbing) join(part *scrubbing) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	r, found := &x.result, &part.result
+	r.CheckedBytes, r.UnknownBytes, r.SkippedBytes = r.CheckedBytes+found.CheckedBytes, r.UnknownBytes+found.UnknownBytes, r.SkippedBytes+found.SkippedBytes
+	*found = ScrubResult{}
+	for _, s := range [][2]*blockdev.PageSet{{x.pending, part.pending}, {x.rot, part.rot}, {x.healed, part.healed}, {x.unreadable, part.unreadable}} {
+		if s[1].Count() > 0 {
+			s[0].Union(s[1])
+			s[1].Clear()
+		}
+	}
+	x.tell()
+}
+
+// pace is how a scrub of these options goes, and how much it reads at once: little where it goes slowly, so that a
+// client's request that comes behind a reading does not wait long.
+func (o ScrubOptions) pace(most int64) (limit *rate.Limiter, chunk int64) {
+	perSecond := cmp.Or(o.Rate, DefaultScrubRate)
+	return rate.NewLimiter(rate.Limit(perSecond), 0), min(most, perSecond/scrubReads)
 }
 
 // extent are the bytes of blocks.
@@ -124,14 +158,15 @@ func (x *scrubbing) cannotRead(b uint64) {
 	x.skipped(b)
 }
 
-// all looks at every block, and once more, so many rounds, at those that changed meanwhile.
-func (x *scrubbing) all(ctx context.Context, rounds int, pause func() error, look func(ctx context.Context, b, n uint64) error) error {
-	for b := uint64(0); b < x.blocks; b += x.most {
-		if err := look(ctx, b, min(x.most, x.blocks-b)); err != nil {
-			return err
-		}
-		x.tell()
+// looker looks at blocks.
+type looker func(ctx context.Context, b, n uint64) error
+
+// all looks at every block, in parts, and once more, so many rounds, at those that changed meanwhile.
+func (x *scrubbing) all(ctx context.Context, rounds int, pause func() error, of func(part *scrubbing) looker) error {
+	if err := x.once(ctx, of); err != nil {
+		return err
 	}
+	look := of(x)
 	for round := 0; round < rounds && x.pending.Count() > 0; round++ {
 		if err := pause(); err != nil {
 			return err
@@ -148,8 +183,43 @@ func (x *scrubbing) all(ctx context.Context, rounds int, pause func() error, loo
 	return nil
 }
 
+// once looks at every block once. A single part needs no goroutine.
+func (x *scrubbing) once(ctx context.Context, of func(part *scrubbing) looker) error {
+	var parts []*scrubbing
+	for range x.parts {
+		p, err := newScrubbing(x.geometry, int64(len(x.buf)), x.limit, nil)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, p)
+	}
+	var next atomic.Uint64
+	if len(parts) == 1 {
+		return x.part(ctx, parts[0], &next, of(parts[0]))
+	}
+	work, ctx := errgroup.WithContext(ctx)
+	for _, p := range parts {
+		work.Go(func() error { return x.part(ctx, p, &next, of(p)) })
+	}
+	return work.Wait()
+}
+
+// part looks at what no other part has looked at, as long as there is something.
+func (x *scrubbing) part(ctx context.Context, p *scrubbing, next *atomic.Uint64, look looker) error {
+	for {
+		b := next.Add(x.most) - x.most
+		if b >= x.blocks {
+			return nil
+		}
+		err := look(ctx, b, min(x.most, x.blocks-b))
+		if x.join(p); err != nil {
+			return err
+		}
+	}
+}
+
 // each looks at blocks one by one.
-func each(ctx context.Context, b, n uint64, look func(ctx context.Context, b, n uint64) error) error {
+func each(ctx context.Context, b, n uint64, look looker) error {
 	for i := range n {
 		if err := look(ctx, b+i, 1); err != nil {
 			return err
@@ -161,7 +231,7 @@ func each(ctx context.Context, b, n uint64, look func(ctx context.Context, b, n 
 // finish makes the result.
 func (x *scrubbing) finish(volume, role string) ScrubResult {
 	r := x.result
-	r.Volume, r.Role, r.Extents, r.Seconds = volume, role, listed(x.extents(x.rot)), time.Since(x.began).Seconds()
+	r.Volume, r.Role, r.Extents, r.Seconds = volume, role, listed(x.extents(x.rot)), x.now().Sub(x.began).Seconds()
 	r.Unreadable, r.Healed = x.extents(x.unreadable), x.extents(x.healed)
 	for b, n, ok := x.pending.NextSet(0); ok; b, n, ok = x.pending.NextSet(b + n) {
 		r.SkippedBytes += x.extent(b, n).Length

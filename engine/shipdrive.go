@@ -72,12 +72,13 @@ func (s *shipper) lendHand() (release func()) {
 }
 
 // next asks the core. The counts are taken so that what moves from one to the next is never missed: a page
-// leaves todo for a batch in somebody's hands, and that becomes an unanswered record.
+// leaves todo for a batch in somebody's hands, and that becomes an unanswered record. With s.mu held no record
+// goes back to todo meanwhile.
 func (s *shipper) next() (ship.Action, *shipSession) {
-	n := s.p.tracker.Counts(s.sets)
-	hands := int(s.inHand.Load())
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	n := s.p.tracker.Counts(s.sets)
+	hands := int(s.inHand.Load())
 	c := ship.Counts{Fresh: n.Open + n.Waiting, Todo: n.Todo + n.Captured, Staged: n.Staged, Doubt: n.Doubt, Holes: n.Holes,
 		Hands: hands + len(s.again), Full: s.full}
 	if s.session == nil || s.session.ctx.Err() != nil {
@@ -246,8 +247,8 @@ func (s *shipper) commitLocked(a ship.Action, session *shipSession) (m *wire.Com
 	}
 	pages := s.p.tracker.Counts(s.sets).Staged
 	if err := s.p.tracker.StartCommit(s.sets); err != nil {
-		s.full = true // the write path gave it up in this very moment
-		return nil, false
+		s.full = s.full || errors.Is(err, track.ErrGivenUp) // by the write path, in this very moment
+		return nil, false                                   // else there is something left to ship
 	}
 	return s.core.CommitSent(pages, holes, holePages, s.p.unproven()), false
 }
@@ -375,7 +376,8 @@ func (s *shipper) doFlush(session *shipSession) error {
 		return nil
 	}
 	if s.p.tracker.Counts(s.sets).Todo == 0 {
-		next = 0 // the pass ends; should another one follow, it takes its own
+		next = 0     // the pass ends; should another one follow, it takes its own
+		s.blank = -1 // … and meets what this one has sent
 	}
 	number := s.core.BulkNumber()
 	s.core.FlushSent(next, s.p.now())

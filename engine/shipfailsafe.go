@@ -158,16 +158,20 @@ func (s *shipper) takeQuarantine(m *wire.Quarantine) error {
 		s.p.log(fmt.Sprintf("mirror %s is read-only: %s; %s", s.config.Name, m.Reason, nextByCode[wire.CodeReadOnly]))
 	}
 	if s.repairing != nil {
+		s.repairing.began = false // with what was known before this connection: there may be more now
 		s.doubtQuarantineLocked()
 	}
 	s.notifyLocked()
 	return nil
 }
 
-// recovered: a repair has ended the mirror's state.
+// recovered: a repair has ended the mirror's state; perhaps one of a former connection, whose epoch was applied only now.
 func (s *shipper) recovered() error {
 	s.mu.Lock()
 	s.mirrorCause = nil
+	if s.core.State().Phase == ship.ReadOnly && len(s.suspects) == 0 {
+		s.core.Repair()
+	}
 	s.p.log(fmt.Sprintf("mirror %s is repaired", s.config.Name))
 	s.notifyLocked()
 	s.mu.Unlock()

@@ -186,16 +186,18 @@ func (s *shipper) takeFlushed(m *wire.Flushed) error {
 	return nil
 }
 
-// takeDoubt: the mirror cannot vouch for these ranges; they are sent with the next epoch.
+// takeDoubt: the mirror cannot vouch for these ranges; they are compared before the next cut.
 func (s *shipper) takeDoubt(m *wire.Doubt) error {
 	for _, e := range m.Extents {
 		if e.Offset < 0 || e.Length <= 0 || e.Offset%pageSize != 0 || e.Offset > s.p.size-e.Length {
 			return protocolError("Doubt about %d+%d", e.Offset, e.Length)
 		}
 	}
+	doubt := blockdev.NewPageSet(s.p.tracker.Pages())
 	for _, r := range runsOf(m.Extents) {
-		s.p.tracker.Dirty(s.sets, r.First, r.Count)
+		doubt.Add(r.First, r.Count)
 	}
+	s.p.tracker.Doubt(s.sets, doubt)
 	return nil
 }
 
@@ -269,7 +271,9 @@ func (s *shipper) offer(session *shipSession, job offerJob) error {
 		return context.Cause(session.ctx)
 	}
 	defer s.pool.Put(buf)
-	if err := s.p.path.ReadRange(job.first, job.count, buf); err != nil {
+	g := geometry{size: s.p.size, blockSize: int64(job.unit) * pageSize}
+	hashes, err := s.p.hashRange(g, blockdev.Extent(e), buf, func(int) error { return nil })
+	if err != nil {
 		// What cannot be read cannot be compared: it is shipped, and becomes a hole if it still cannot be.
 		s.p.tracker.Differs(s.sets, job.first, job.count)
 		s.mu.Lock()
@@ -279,18 +283,8 @@ func (s *shipper) offer(session *shipSession, job offerJob) error {
 		s.notify()
 		return nil
 	}
-	unit := int(job.unit) * pageSize
-	m := &wire.Offer{Seq: job.seq, Offset: e.Offset, Length: uint32(e.Length), Unit: uint32(unit)}
-	m.Hashes = make([]wire.Hash, (len(buf)+unit-1)/unit)
-	pair := pairHasher{hashes: m.Hashes}
-	i := 0
-	for part := range slices.Chunk(buf, unit) {
-		pair.add(i, part)
-		i++
-	}
-	pair.flush()
 	s.stats.offered.Add(e.Length)
-	return session.conn.Send(m)
+	return session.conn.Send(&wire.Offer{Seq: job.seq, Offset: e.Offset, Length: uint32(e.Length), Unit: uint32(g.blockSize), Hashes: hashes})
 }
 
 // takeWant settles what was offered: equal pages leave doubt, if they still are in it, the others are dirty.

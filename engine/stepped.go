@@ -67,16 +67,17 @@ type Sizes struct {
 
 	// Of a primary.
 	CaptureMemory, CaptureSpool int64
-	CheckpointBytes             int64 // of marks and facts since the last checkpoint, that make one due
-	CheckpointHot               int   // hot regions that make one due
-	ZeroPiece                   int64 // a longer zeroing is several writes
-	IndexSync                   int64 // indexed between two syncs of the index
-	ShipBatch                   int64 // that a reader gathers before it sends
-	ShipMemory                  int64 // unacknowledged, and being read; at least a claim of 1 MiB, or the volume
-	OfferBytes                  int64 // that one offer covers; at least a block
-	PageOffers                  int64 // in doubt, up to which pages are offered and not blocks
-	BulkFlush                   int64 // sent between two flushes of a bulk pass
-	SmallRest                   int64 // left after a bulk pass that an ordinary epoch is to end
+	CheckpointBytes             int64  // of marks and facts since the last checkpoint, that make one due
+	CheckpointHot               int    // hot regions that make one due
+	ZeroPiece                   int64  // a longer zeroing is several writes
+	IndexSync                   int64  // indexed between two syncs of the index
+	ShipBatch                   int64  // that a reader gathers before it sends
+	ShipMemory                  int64  // unacknowledged, and being read; at least a claim of 1 MiB, or the volume
+	OfferBytes                  int64  // that one offer covers, and that a scrub reads in one go; at least a block
+	PageOffers                  int64  // in doubt, up to which pages are offered and not blocks
+	BulkFlush                   int64  // sent between two flushes of a bulk pass
+	SmallRest                   int64  // left after a bulk pass that an ordinary epoch is to end
+	VerifyTree                  uint64 // blocks that a verify compares by one hash first
 
 	// Of a mirror.
 	Window      int64 // unanswered payload that the primary is granted; at least wire.MaxRun

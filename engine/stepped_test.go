@@ -13,6 +13,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/blockdev/devtest"
+	"github.com/blkmirror/blkmirror/engine/ship"
 	"github.com/blkmirror/blkmirror/journal"
 	"github.com/blkmirror/blkmirror/journal/journaltest"
 	"github.com/blkmirror/blkmirror/wire"
@@ -384,6 +385,53 @@ func TestSteppedPair(t *testing.T) {
 			t.Errorf("seed %d: %d goroutines, there were %d", seed, n, before)
 		}
 	}
+}
+
+// A Commit that was decided while a page went back to be read again is not sent, and nothing is given up for it.
+func TestCommitOfUnfinishedEpoch(t *testing.T) {
+	w := newSteppedPair(t, 1)
+	w.connect()
+	w.settle()
+	s := w.p.Mirror(0).s
+	w.client()
+	w.until("there is something to ship", func() bool {
+		_, ok := s.core.MayShip()
+		return ok && s.p.tracker.Counts(s.sets).Todo > 0
+	})
+	s.mu.Lock()
+	m, tooMany := s.commitLocked(ship.Action{Kind: ship.SendCommit}, s.session)
+	if m != nil || tooMany || s.full {
+		t.Errorf("commit %+v, too many holes %t, no room %t", m, tooMany, s.full)
+	}
+	s.mu.Unlock()
+	w.settle()
+	if n := s.stats.givenUp.Load(); n != 0 {
+		t.Errorf("%d cuts were given up", n)
+	}
+	w.stop()
+}
+
+// What a mirror cannot vouch for is compared and not shipped, also where the bulk into a blank mirror is under way:
+// what was zeroed meanwhile is zeroed there, too.
+func TestDoubtInBulk(t *testing.T) {
+	w := newSteppedPair(t, 2)
+	w.connect()
+	s := w.p.Mirror(0).s
+	w.until("the pass comes to its end", func() bool { return s.core.Flushing() != 0 && s.p.tracker.Counts(s.sets).Todo == 0 })
+	w.spawn(func() {
+		if err := w.p.Zero(0, 4*pairBlock, false); err != nil {
+			t.Error(err)
+		}
+	})
+	w.until("it is zeroed", func() bool { return len(w.all) < 20 && w.pDisk.Bytes()[0] == 0 })
+	if err := w.p.Mirror(0).Handle(&wire.Doubt{Extents: []wire.Extent{{Offset: 8 * pairBlock, Length: pairBlock}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if w.kinds["*wire.Offer"] == 0 {
+		t.Errorf("nothing was compared: %v", w.kinds)
+	}
+	w.stop()
 }
 
 // stop ends both cleanly, and looks whether the primary finds that again.

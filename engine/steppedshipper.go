@@ -64,13 +64,7 @@ func (s *SteppedShipper) Begin(conn Conn, peer *wire.Hello, answer wire.Message)
 
 // Handle takes a message of the mirror. With an error, which Ended tells as well, the session has to end.
 func (s *SteppedShipper) Handle(m wire.Message) error {
-	readOnly := s.ReadOnly()
 	s.session.take(m, s.s.handle)
-	if readOnly && !s.ReadOnly() {
-		s.s.mu.Lock()
-		s.s.repairing = nil // done
-		s.s.mu.Unlock()
-	}
 	return s.Ended()
 }
 
@@ -170,19 +164,6 @@ func (s *SteppedShipper) ReadOnly() bool {
 	s.s.mu.Lock()
 	defer s.s.mu.Unlock()
 	return s.s.mirrorCause != nil
-}
-
-// Repair has a mirror that is read-only repaired, with this connection and the next ones, until it is.
-func (s *SteppedShipper) Repair() {
-	s.s.mu.Lock()
-	s.s.repairing = &repairJob{}
-	s.s.mu.Unlock()
-	if session := s.session; session != nil && session.ctx.Err() == nil {
-		if err := s.s.beginRepair(session); err != nil {
-			session.end(err)
-		}
-	}
-	s.s.notify()
 }
 
 func (s *SteppedShipper) Counts() track.Counts { return s.s.p.tracker.Counts(s.s.sets) }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/blkmirror/blkmirror/blockdev"
@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	verifyWorkers = 3                      // groups compared at once, each with a buffer of 1 MiB
+	verifyWorkers = 6                      // groups compared at once, each with a buffer of 1 MiB
 	verifyRounds  = 50                     // over what was written meanwhile …
 	verifyIdle    = 10                     // … and those in a row that settle nothing are the last
 	verifyPause   = 200 * time.Millisecond // before another round
@@ -93,6 +93,9 @@ func (p *primary) verify(ctx context.Context, o VerifyOptions, progress func(Che
 		return nil, err
 	}
 	defer done()
+	if p.unproven() { // what somebody else wrote here is not the mirror's fault
+		return nil, errComparing("verify", p.name)
+	}
 	chosen, err := p.chosen("verify", o.Mirror)
 	if err != nil {
 		return nil, err
@@ -114,6 +117,8 @@ type verification struct {
 	s        *shipper
 	g        geometry
 	blocks   uint64
+	tree     uint64 // blocks that are compared by one hash first
+	piece    int64  // bytes that are read in one go, and that one Offer block by block covers
 	limit    *rate.Limiter
 	progress func(CheckProgress)
 	checked  atomic.Int64 // bytes
@@ -135,7 +140,8 @@ func newVerification(s *shipper, bytesPerSecond int64, progress func(CheckProgre
 	if bytesPerSecond > 0 {
 		limit.SetLimit(rate.Limit(bytesPerSecond))
 	}
-	return &verification{s: s, g: g, blocks: blocks, limit: limit, progress: progress,
+	sizes := &s.p.sizes
+	return &verification{s: s, g: g, blocks: blocks, tree: cmp.Or(sizes.VerifyTree, treeBlocks), piece: cmp.Or(sizes.OfferBytes, offerBytes), limit: limit, progress: progress,
 		pending: blockdev.NewPageSet(blocks), wrong: blockdev.NewPageSet(blocks), rot: blockdev.NewPageSet(blocks), found: map[uint64]wire.Hash{}}
 }
 
@@ -155,7 +161,7 @@ func (v *verification) run(ctx context.Context) (r VerifyResult, err error) {
 	for round, idle := 0, 0; err == nil && v.pending.Count() > 0 && round < verifyRounds && idle < verifyIdle; round++ {
 		if round > 0 {
 			s.wantCut(s.p.facts.get().Cut) // what is shipped can be compared
-			if err = pauseFor(ctx, verifyPause); err != nil {
+			if err = pause(ctx, s.p.wait, s.p.now, verifyPause); err != nil {
 				break
 			}
 		}
@@ -181,41 +187,30 @@ func (v *verification) run(ctx context.Context) (r VerifyResult, err error) {
 	return r, err
 }
 
-func pauseFor(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // extent are the bytes of blocks.
 func (v *verification) extent(b, n uint64) wire.Extent {
 	off := int64(b) * v.g.blockSize
 	return wire.Extent{Offset: off, Length: min(int64(b+n)*v.g.blockSize, v.g.size) - off}
 }
 
-// groups compares groups of blocks by the hash of their hashes, several at once. at is up to where all are settled.
+// groups compares groups of blocks by the hash of their hashes, several at once. at is up to where all are equal: what
+// is left for later is compared again by a verify that goes on.
 func (v *verification) groups(ctx context.Context, from uint64) (at uint64, err error) {
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(verifyWorkers)
+	work, ctx := newCrew(ctx, v.s.p.wait != nil, verifyWorkers)
 	var done sync.Map
 	next := from
-	for ; next < v.blocks && ctx.Err() == nil; next += treeBlocks {
+	for ; next < v.blocks && ctx.Err() == nil; next += v.tree {
 		b := next
-		work.Go(func() error {
-			err := v.group(ctx, b, min(treeBlocks, v.blocks-b))
-			if err == nil {
+		work.do(func() error {
+			equal, err := v.group(ctx, b, min(v.tree, v.blocks-b))
+			if equal {
 				done.Store(b, true)
 			}
 			return err
 		})
 	}
-	err = work.Wait()
-	for at = from; at < next; at += treeBlocks {
+	err = work.wait()
+	for at = from; at < next; at += v.tree {
 		if _, ok := done.Load(at); !ok {
 			break
 		}
@@ -223,19 +218,19 @@ func (v *verification) groups(ctx context.Context, from uint64) (at uint64, err 
 	return at, err
 }
 
-func (v *verification) group(ctx context.Context, b, n uint64) error {
+func (v *verification) group(ctx context.Context, b, n uint64) (equal bool, err error) {
 	bits, _, proved, err := v.ask(ctx, b, n, true)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if proved && bits[0] == 0 {
 		v.settled(b, n)
-		return nil
+		return true, nil
 	}
 	v.mu.Lock()
 	v.pending.Add(b, n)
 	v.mu.Unlock()
-	return nil
+	return false, nil
 }
 
 // settled counts blocks that are known to be equal or different.
@@ -246,9 +241,8 @@ func (v *verification) settled(b, n uint64) {
 
 // singles compares what is pending block by block, in runs that one Offer holds, several at once.
 func (v *verification) singles(ctx context.Context) error {
-	most := max(1, offerBytes/uint64(v.g.blockSize))
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(verifyWorkers)
+	most := max(1, uint64(v.piece/v.g.blockSize))
+	work, ctx := newCrew(ctx, v.s.p.wait != nil, verifyWorkers)
 	for at := uint64(0); ctx.Err() == nil; {
 		v.mu.Lock()
 		b, n, ok := v.pending.NextRun(at, most)
@@ -257,9 +251,9 @@ func (v *verification) singles(ctx context.Context) error {
 			break
 		}
 		at = b + n
-		work.Go(func() error { return v.blocksOf(ctx, b, n) })
+		work.do(func() error { return v.blocksOf(ctx, b, n) })
 	}
-	return work.Wait()
+	return work.wait()
 }
 
 // blocksOf compares blocks in one go, and where some of them are written to, each for itself.
@@ -341,7 +335,7 @@ func (v *verification) ask(ctx context.Context, b, n uint64, tree bool) (bits []
 	}
 	unit := v.g.blockSize
 	if tree {
-		hashes, unit = []wire.Hash{wire.TreeHash(hashes)}, unit*treeBlocks
+		hashes, unit = []wire.Hash{wire.TreeHash(hashes)}, unit*int64(v.tree)
 	}
 	m := &wire.Offer{Offset: e.Offset, Length: uint32(e.Length), Unit: uint32(unit), Flags: wire.OfferVerify, Hashes: hashes}
 	if tree {
@@ -352,28 +346,25 @@ func (v *verification) ask(ctx context.Context, b, n uint64, tree bool) (bits []
 }
 
 // read hashes blocks here.
-func (v *verification) read(ctx context.Context, e wire.Extent) (hashes []wire.Hash, err error) {
+func (v *verification) read(ctx context.Context, e wire.Extent) ([]wire.Hash, error) {
 	pool := v.s.verifyPool
-	buf, err := pool.Get(ctx, offerBytes)
+	buf, err := pool.Get(ctx, int(v.piece))
 	if err != nil {
 		return nil, err
 	}
 	defer pool.Put(buf)
-	hashes = make([]wire.Hash, (e.Length+v.g.blockSize-1)/v.g.blockSize)
-	perRead := offerBytes / v.g.blockSize
-	for i := int64(0); i < int64(len(hashes)); i += perRead {
-		off := e.Offset + i*v.g.blockSize
-		n := min(offerBytes, e.Offset+e.Length-off)
-		if err := v.limit.WaitN(ctx, int(n)); err != nil {
-			return nil, err
+	return v.s.p.hashRange(v.g, blockdev.Extent(e), buf, func(n int) error { return v.limit.WaitN(ctx, n) })
+}
+
+// hashRange hashes blocks of the volume, each read while no write to it is under way. wait is asked before each reading.
+func (p *primary) hashRange(g geometry, e blockdev.Extent, buf []byte, wait func(n int) error) ([]wire.Hash, error) {
+	return g.hashRange(e, buf, func(off int64) (blockdev.Extent, error) { return p.path.Map(off, e.End()) }, func(b []byte, off int64) error {
+		if err := wait(len(b)); err != nil {
+			return err
 		}
 		first := uint64(off) / pageSize
-		if err := v.s.p.path.ReadRange(first, pagesOf(off+n)-first, buf); err != nil {
-			return nil, err
-		}
-		v.g.hashBlocks(buf[:n], hashes[i:min(i+perRead, int64(len(hashes)))])
-	}
-	return hashes, nil
+		return p.path.ReadRange(first, pagesOf(off+int64(len(b)))-first, b)
+	})
 }
 
 // tell has the mirror told what differs, and waits until it is read-only.
@@ -422,12 +413,18 @@ func (v *verification) suspects(unit uint64) (entries []wire.SuspectEntry) {
 func (s *shipper) check(ctx context.Context, m *wire.Offer) (bits []byte, err error) {
 	for {
 		var session *shipSession
+		hopeless := false
 		if err := s.await(ctx, "verify", func() bool {
 			session = s.session
 			st := s.core.State()
-			return session != nil && session.ctx.Err() == nil && !st.Inconsistent && !st.BulkBase && st.Phase != ship.Away
+			incomplete := st.Inconsistent || st.BulkBase
+			hopeless = st.Phase == ship.ReadOnly && incomplete && s.mirrorCause != nil
+			return hopeless || session != nil && session.ctx.Err() == nil && !incomplete && st.Phase != ship.Away
 		}); err != nil {
 			return nil, err
+		}
+		if hopeless { // and nobody can repair it meanwhile
+			return nil, &Error{Kind: KindState, Op: "verify", On: s.config.Name, Err: errors.New("it is read-only, and no cut is complete there"), Next: nextByCode[wire.CodeReadOnly]}
 		}
 		answer := make(chan []byte, 1)
 		s.mu.Lock()
@@ -442,18 +439,16 @@ func (s *shipper) check(ctx context.Context, m *wire.Offer) (bits []byte, err er
 		if err := session.conn.Send(m); err != nil {
 			session.end(err)
 		}
-		select {
-		case bits, ok := <-answer:
-			if !ok {
-				continue
-			}
-			if len(bits) != (len(m.Hashes)+7)/8 {
-				return nil, protocolError("Want %d of %d bytes answers %d hashes", m.Seq, len(bits), len(m.Hashes))
-			}
-			return bits, nil
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		bits, ok, err := receive(ctx, s.p.wait, answer)
+		switch {
+		case err != nil:
+			return nil, err
+		case !ok:
+			continue
+		case len(bits) != (len(m.Hashes)+7)/8:
+			return nil, protocolError("Want %d of %d bytes answers %d hashes", m.Seq, len(bits), len(m.Hashes))
 		}
+		return bits, nil
 	}
 }
 

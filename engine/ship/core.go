@@ -292,7 +292,11 @@ func (c *Core) cutAt() time.Time {
 		}
 		return at
 	}
-	if regular := c.lastCut.Add(c.cfg.Interval); regular.After(at) {
+	interval := c.cfg.Interval
+	if c.failures > 0 {
+		interval = min(interval, HoldEvery)
+	}
+	if regular := c.lastCut.Add(interval); regular.After(at) {
 		at = regular
 	}
 	return at

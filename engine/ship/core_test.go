@@ -211,6 +211,26 @@ func TestHolding(t *testing.T) {
 	}
 }
 
+// However long the interval is, a cut that found no room is tried again within a minute.
+func TestHoldingLongInterval(t *testing.T) {
+	s := connected(t)
+	s.c.Tune(ship.Config{Interval: time.Hour})
+	s.n.Fresh = 1
+	for range 4 {
+		s.cut()
+		s.rebase()
+		s.n.Full = true
+		s.want(ship.GiveUp)
+		s.c.GaveUp(true, s.now)
+		s.n.Full = false
+		s.idle(ship.HoldEvery)
+		s.now = s.now.Add(ship.HoldEvery)
+	}
+	s.epoch()
+	s.n.Fresh = 1
+	s.idle(time.Hour)
+}
+
 func TestHoldingBulkWhenFull(t *testing.T) {
 	s := connected(t)
 	s.c.Tune(ship.Config{BulkWhenFull: true})

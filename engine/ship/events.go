@@ -99,7 +99,7 @@ func (c *Core) commit(e *epoch) {
 // noRoom counts a give-up for room and says when the next cut may be tried.
 func (c *Core) noRoom(now time.Time) {
 	c.failures++
-	pause := c.cfg.Interval
+	pause := min(c.cfg.Interval, HoldEvery)
 	for range c.failures - 1 {
 		pause = min(max(2*pause, time.Millisecond), HoldEvery)
 	}

@@ -19,6 +19,7 @@ func (w *World) stopPrimary() bool {
 		return false
 	}
 	p.stops = true
+	p.interrupt()
 	for _, l := range p.lines {
 		if l.session != nil {
 			w.endPrimary(l, l.session, context.Canceled)
@@ -77,6 +78,7 @@ func (w *World) stopMirror() bool {
 		return false
 	}
 	m.stops = true
+	m.interrupt()
 	m.m.Stop()
 	return true
 }
@@ -167,7 +169,7 @@ func (w *World) nodes() []*node {
 // settled tells whether every mirror has what the primary has, and knows it.
 func (w *World) settled() bool {
 	p := w.primary
-	if p.volume == nil || p.stops || p.clients > 0 || p.volume.Comparing() {
+	if p.volume == nil || p.stops || p.clients > 0 || p.volume.Comparing() || w.working() > 0 {
 		return false
 	}
 	for i, m := range w.mirrors {

@@ -56,14 +56,7 @@ func (w *World) actStubborn() {
 			w.note("page %d of %s cannot be read", m.wornAt, m.name)
 		}
 	}
-	for i, l := range w.primary.lines {
-		if w.primary.volume != nil && !w.primary.stops && l.shipper.ReadOnly() && (w.quiet || w.spite.IntN(6) == 0) {
-			w.note("%s is repaired", w.mirrors[i].name)
-			w.cover(coverAction, "repair")
-			w.mirrors[i].mended = true
-			l.shipper.Repair()
-		}
-	}
+	w.repairs(w.spite)
 }
 
 // rotStaging turns a bit over of a payload that is committed and not applied.
@@ -117,7 +110,8 @@ func (m *mirrorNode) checkReadOnly(f *journal.ReplicaFacts) {
 	was := m.facts.ReadOnly.Class != 0
 	switch is := f.ReadOnly.Class != 0; {
 	case is && !was:
-		m.mended = false
+		m.mended = m.repairs > 0
+		m.w.oracle.blamed(m, &f.ReadOnly)
 		m.w.cover(coverAction, "read-only")
 	case was && !m.mended && m.trusted && (!is || f.Committed != m.facts.Committed):
 		m.w.failf("I5: %s was read-only (%s) and nobody repaired it, and is at cut %d where it was at %d, read-only %v",

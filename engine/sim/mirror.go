@@ -29,10 +29,15 @@ type mirrorNode struct {
 	highest uint64                       // cut that it ever committed
 	trusted bool                         // nothing happened to it that its primary cannot know yet
 
-	cursed int   // payloads at a place that are still to be damaged
-	curse  int64 // the place
-	mended bool  // its repair was asked for
-	rotten bool  // a payload that it had staged changed on its disk
+	cursed  int   // payloads at a place that are still to be damaged
+	curse   int64 // the place
+	mended  bool  // its repair was asked for
+	repairs int   // under way
+	rotten  bool  // a payload that it had staged changed on its disk
+	verify  struct {
+		since *sight // before the first of those that were cut off
+		life  int    // of the primary
+	}
 }
 
 const mirrorDir = "state/volume"

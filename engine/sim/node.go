@@ -29,9 +29,14 @@ type node struct {
 	index *journaltest.MemIndex
 	taint map[uint64]taint // by page
 
+	stains  [hidden + 1]map[uint64]uint64 // step at which a page was last so
+	changed []uint64                      // step at which a page was last written or spoilt
+	renewed uint64                        // step at which a crash may have changed any of them
+
 	washed map[uint64]taint // was so until the page was written, which no flush has made durable yet
 
 	tasks   []*task
+	jobs    []*job         // of these, that may be cut off
 	crashAt int            // I/O calls until the process dies; 0: it does not
 	crashOn journaltest.Op // only these count; OpAny: all
 	dead    bool           // its disk and files answer with errors; its objects are still there
@@ -67,8 +72,15 @@ type backup struct {
 }
 
 func (w *World) newNode(name string) node {
-	return node{w: w, name: name, disk: devtest.NewDiskIn(w.pool, w.setup.size()), fs: journaltest.NewIn(w.pool), index: journaltest.NewMemIndex(),
-		taint: map[uint64]taint{}, washed: map[uint64]taint{}, room: roomy}
+	n := node{w: w, name: name, disk: devtest.NewDiskIn(w.pool, w.setup.size()), fs: journaltest.NewIn(w.pool), index: journaltest.NewMemIndex(), room: roomy}
+	n.unstained()
+	return n
+}
+
+// unstained says that nothing was changed behind the engine's back.
+func (n *node) unstained() {
+	n.taint, n.washed = map[uint64]taint{}, map[uint64]taint{}
+	n.stains, n.changed = [hidden + 1]map[uint64]uint64{found: {}, hidden: {}}, make([]uint64, n.w.setup.pages)
 }
 
 const roomy = 1 << 40
@@ -169,7 +181,7 @@ func (n *node) spoil(off, length int64) {
 }
 
 func (n *node) spoilPage(p uint64) {
-	n.taint[p] = hidden
+	n.taint[p], n.changed[p] = hidden, n.w.step
 	if n == &n.w.primary.node {
 		n.w.oracle.spoiled(p)
 	}
@@ -185,8 +197,10 @@ func (n *node) touched(c devtest.Call) {
 		return
 	}
 	for p := c.Offset / pageSize; p*pageSize < c.Offset+c.Length; p++ {
+		n.changed[p] = n.w.step
 		if t := n.taint[uint64(p)]; t != clean {
 			n.washed[uint64(p)] = t
+			n.stains[t][uint64(p)] = n.w.step
 			delete(n.taint, uint64(p))
 		}
 		if n == &n.w.primary.node && p*pageSize >= c.Offset && (p+1)*pageSize <= c.Offset+c.Length {
@@ -276,6 +290,7 @@ func (n *node) dieBehind() error {
 
 // bury ends what is left of a dead process, and gives its machine what a kill -9 or a power cut leaves.
 func (n *node) bury() {
+	n.interrupt()
 	n.w.drain(n)
 	n.tear()
 	if n.fate != nil {
@@ -297,7 +312,7 @@ func (n *node) bury() {
 
 // reset makes a machine ready for its next process.
 func (n *node) reset() {
-	n.dead, n.power, n.armed, n.crashAt = false, false, nil, 0
+	n.dead, n.power, n.armed, n.crashAt, n.renewed = false, false, nil, 0, n.w.step
 	n.attach()
 }
 
@@ -308,6 +323,9 @@ func (n *node) save() {
 
 func (n *node) restore() {
 	b := n.backup
+	for p, t := range n.taint {
+		n.stains[t][p] = n.w.step
+	}
 	n.disk, n.fs, n.index, n.taint = b.disk.Clone(), b.fs.Clone(), b.index.Clone(), maps.Clone(b.taint)
 	n.reset()
 }

@@ -21,6 +21,7 @@ func (o *oracle) checkIndexes() {
 	if p := o.w.primary; p.volume != nil {
 		needs := p.volume.NeedsIndex()
 		o.checkIndex(&p.node, needs.Contains)
+		o.checkRotten()
 	}
 	for _, m := range o.w.mirrors {
 		if m.m != nil && m.m.Failed() == nil && m.known && len(m.facts.Epochs) == 0 && !m.torn {

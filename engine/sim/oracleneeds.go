@@ -38,6 +38,13 @@ func (o *oracle) checkReasons(mirror int, m *mirrorNode) {
 			o.because(-1, first, end)
 		}
 	}
+	l := p.lines[mirror]
+	if l.everything {
+		o.because(mirror, 0, uint64(len(o.reasons[mirror])))
+	}
+	for _, e := range l.quarantine { // a repair may want it at any time
+		o.because(mirror, uint64(e.Offset)/pageSize, uint64(e.Offset+e.Length-1)/pageSize+1)
+	}
 	needs, reasons := p.volume.Needs(mirror), o.reasons[mirror]
 	for page := range reasons {
 		switch needed := needs.Contains(uint64(page)); {

@@ -27,6 +27,9 @@ type line struct {
 	reads   int
 	offers  int
 	number  uint64 // of the epoch under way
+
+	quarantine []wire.Extent // that the mirror has told
+	everything bool          // a repair compares it
 }
 
 const primaryDir = "state/volume"
@@ -260,9 +263,7 @@ func (w *World) primaryTakes(l *line, c *conn, m wire.Message) {
 			}
 		}
 		if q, ok := m.(*wire.Quarantine); ok {
-			for _, e := range q.Extents {
-				w.oracle.because(c.mirror, uint64(e.Offset)/pageSize, uint64(e.Offset+e.Length-1)/pageSize+1)
-			}
+			l.quarantine = append(l.quarantine, q.Extents...)
 		}
 		l.shipper.Handle(m)
 		return

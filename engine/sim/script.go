@@ -145,7 +145,8 @@ func (s *script) fork(st style) *script {
 	m.seen, m.holes, m.coming = maps.Clone(m.seen), maps.Clone(m.holes), nil
 	for _, n := range w.nodes() {
 		n.w, n.tasks, n.fate, n.checked = w, nil, &fate{script: f}, indexCheck{}
-		n.taint, n.washed, n.failed = map[uint64]taint{}, map[uint64]taint{}, false
+		n.unstained()
+		n.failed = false
 		n.disk, n.fs, n.index = n.disk.Clone(), n.fs.Clone(), n.index.Clone()
 		n.reset()
 	}

@@ -35,6 +35,7 @@ type setup struct {
 	tiny     bool // a volume of some pages (script.go)
 	stubborn bool // lines damage some place again and again, and staging rots, so that mirrors become read-only
 	worn     bool // pages of mirrors' disks cannot be read until they are written
+	careful  bool // somebody verifies, scrubs and repairs
 }
 
 func (s *setup) size() int64            { return s.pages*pageSize - s.short }
@@ -95,7 +96,7 @@ func (s *setup) primarySizes() engine.Sizes {
 	return engine.Sizes{Region: s.region, Segment: segmentSize, ReserveMin: 16 << 10, ReserveMax: 64 << 10,
 		CaptureMemory: s.capture, CaptureSpool: s.spool, CheckpointBytes: 16 << 10, CheckpointHot: s.hot,
 		IndexSync: s.indexed, ShipBatch: 6 * pageSize, ShipMemory: 16 << 20, OfferBytes: 8 * pageSize, PageOffers: s.size() / 2,
-		BulkFlush: 8 * pageSize, SmallRest: 4 * pageSize}
+		BulkFlush: 8 * pageSize, SmallRest: 4 * pageSize, VerifyTree: 4}
 }
 
 func (s *setup) mirrorSizes() engine.Sizes {

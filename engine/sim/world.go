@@ -33,6 +33,8 @@ type World struct {
 	focus       int64 // where clients write most
 	writes      uint64
 	spite       *rand.Rand       // of the setup's stubborn faults: what else happens does not depend on it
+	care        *rand.Rand       // of what a person looks for, likewise
+	inspects    bool             // nothing goes on but that
 	hurt        map[[2]int64]int // payloads damaged on the wire, by mirror and offset
 	former      [8]clientOp      // some writes, to be made again
 	quiet       bool             // nothing is broken any more
@@ -63,6 +65,7 @@ func New(seed uint64, coverage *Coverage, pool *Pool) *World {
 	w.setup = newSetup(w.rng)
 	w.setup.worn = seed%stubbornShare == 11
 	w.setup.stubborn, w.spite = seed%stubbornShare == 7, rand.New(rand.NewPCG(seed, 0x7370697465))
+	w.setup.careful, w.care = careful(seed), rand.New(rand.NewPCG(seed, 0x63617265))
 	w.oracle = newOracle(w)
 	w.primary = &primaryNode{node: w.newNode("primary")}
 	w.primary.attach()
@@ -116,6 +119,9 @@ func (w *World) Run(steps int) (err error) {
 		w.take()
 	}
 	w.calm()
+	if w.setup.careful {
+		w.inspect()
+	}
 	w.close()
 	return nil
 }
@@ -184,6 +190,9 @@ func (w *World) take() {
 	}
 	if w.step%32 == 0 {
 		w.actStubborn()
+	}
+	if w.setup.careful && w.step%16 == 0 {
+		w.actCare()
 	}
 	switch {
 	case !w.quiet && w.rng.IntN(1000) < w.setup.trouble && w.disturb():

@@ -306,6 +306,14 @@ func (p *Path) pieces(r Run, buf []byte) (out []Piece) {
 	return out
 }
 
+// Map is NextData while no write to [off, end) is under way: what lies before the data reads as zero then.
+func (p *Path) Map(off, end int64) (blockdev.Extent, error) {
+	r := p.pagesOf(off, end-off)
+	p.locks.RLock(r.First, r.Count)
+	defer p.locks.RUnlock(r.First, r.Count)
+	return p.NextData(off)
+}
+
 // ReadRange reads pages while no write to them is under way, into buf, which has room for them at their
 // true length.
 func (p *Path) ReadRange(first, count uint64, buf []byte) error {
