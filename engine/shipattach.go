@@ -197,12 +197,13 @@ func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Atta
 	if anew {
 		s.apply(&v)
 	}
-	if err := s.p.facts.attached(s.config.Name, hello.Node, st.Committed, max(sent, st.Committed), st.BulkBase, anew); err != nil {
+	err := s.p.facts.attached(s.config.Name, hello.Node, st.Committed, max(sent, st.Committed), st.BulkBase, anew)
+	if !anew { // also where the journal has failed, which holds nothing any more: the core has taken it up
+		s.apply(&v)
+	}
+	if err != nil {
 		s.p.fail("note mirror", err)
 		return err
-	}
-	if !anew {
-		s.apply(&v)
 	}
 	if a.Flags&wire.AttachedBlank != 0 {
 		s.blank = a.DataEnd

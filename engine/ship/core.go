@@ -187,6 +187,9 @@ func New(cfg Config, g wire.Generation, incarnation uint64, h History) *Core {
 // Next says what to do now. It is called again after every answer to it and after every event, until it
 // says Wait.
 func (c *Core) Next(now time.Time, n Counts) Action {
+	if limit := now.Add(HoldEvery); c.notBefore.After(limit) {
+		c.notBefore = limit // no pause is longer: the clock was put back
+	}
 	a := c.next(now, n)
 	if k := a.Kind; (k == Cut || k == Pass || k == Flush) && now.Before(c.postponed) {
 		return Action{Kind: Wait, At: c.postponed}
