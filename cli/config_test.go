@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/blkmirror/blkmirror/engine"
 )
@@ -211,7 +212,7 @@ address='127.0.0.1:1'
 	b.Interval, b.MaxLag = 5*time.Second, 2*time.Minute
 	b.Mirrors = []engine.MirrorConfig{{Name: "127.0.0.1:2", Address: "127.0.0.1:2"}, {Name: "127.0.0.1:3", Address: "127.0.0.1:3"}}
 	want := engine.ServerOptions{StateDir: "s", Listen: "m", Insecure: true, Volumes: map[string]engine.VolumeConfig{"a": a, "b": b, "c": c}}
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(engine.ServerOptions{})); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	f.insecureSet = false
