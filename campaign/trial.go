@@ -168,6 +168,7 @@ type checked struct {
 	Extents []extent
 	Rot     []extent // of the primary
 	Healed  []extent // by a scrub of the mirror
+	Unknown int64    `json:"unknown_bytes"` // to a scrub
 }
 
 type extent struct{ Offset, Length int64 }
