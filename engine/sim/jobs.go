@@ -124,7 +124,7 @@ func (w *World) repairMirror(i int, o engine.RepairOptions) {
 	}
 	p.employ("repair", func(ctx context.Context) {
 		l := p.lines[i]
-		l.everything = o.All && !o.DryRun
+		l.everything = l.everything || o.All && !o.DryRun // also behind one that is cut off, or that refuses others
 		r, err := v.Repair(ctx, o)
 		if !o.DryRun {
 			m.repairs--
