@@ -2,7 +2,6 @@ package campaign
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,20 +23,8 @@ func build(ctx context.Context, root, dir string) (binary string, err error) {
 	if err != nil {
 		return "", err
 	}
-	replace := map[string]string{}
-	for file, text := range files {
-		to := filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
-		if err := os.WriteFile(to, []byte(text), 0o644); err != nil {
-			return "", err
-		}
-		replace[filepath.Join(root, file)] = to
-	}
-	b, err := json.Marshal(map[string]any{"Replace": replace})
+	overlay, err := mutants.WriteOverlay(root, dir, files)
 	if err != nil {
-		return "", err
-	}
-	overlay := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(overlay, b, 0o644); err != nil {
 		return "", err
 	}
 	binary = filepath.Join(dir, "blkmirror")

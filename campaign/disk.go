@@ -369,9 +369,14 @@ func (t *trial) committedKilled() error {
 	if err := t.committed(); err != nil {
 		return err
 	}
+	return t.flippedWhileDown(syscall.SIGKILL, func() { t.untrigger("hold") })
+}
+
+// flippedWhileDown has a bit of staging turned over while the mirror does not run.
+func (t *trial) flippedWhileDown(stop syscall.Signal, before func()) error {
 	what := ""
-	err := t.restart(t.mirror, syscall.SIGKILL, func() (err error) {
-		t.untrigger("hold")
+	err := t.restart(t.mirror, stop, func() (err error) {
+		before()
 		what, err = t.flipStaging()
 		return err
 	})
@@ -410,18 +415,7 @@ func (t *trial) partial() error {
 		return errors.New("no Commit came")
 	}
 	t.link.to("")
-	what := ""
-	err := t.restart(t.mirror, syscall.SIGTERM, func() (err error) {
-		what, err = t.flipStaging()
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := t.judge(); err != nil {
-		return err
-	}
-	return t.judgeLog(t.mirror, what, "staged")
+	return t.flippedWhileDown(syscall.SIGTERM, func() {})
 }
 
 // inJournal turns a bit over in a segment or checkpoint. Half of the trials kill the daemon with writes that the

@@ -33,12 +33,17 @@ same by itself now and then (--scrub of serve).`,
 		})
 }
 
+// fromMirror is what a person can do about rot of this node's own disk.
+func fromMirror(volume string) string {
+	return fmt.Sprintf("check the disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)
+}
+
 // scrubbed prints what a scrub came to. Rot counts more than an error behind it.
 func (a *app) scrubbed(volume string, results []engine.ScrubResult, asJSON bool, err error) error {
 	var rot error
 	for _, r := range results {
 		if len(r.Extents) > 0 {
-			text, next := "its disk does not hold what was written; the volume goes on", fmt.Sprintf("check the disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)
+			text, next := "its disk does not hold what was written; the volume goes on", fromMirror(volume)
 			if r.Role == "mirror" {
 				text, next = "the mirror's disk does not hold what was written, and the mirror is read-only", fmt.Sprintf("check the disk (smartctl), and run `%s repair %s` at the primary: it brings those blocks", name, volume)
 			}

@@ -70,7 +70,7 @@ func (a *app) verified(volume string, results []engine.VerifyResult, asJSON bool
 			printError(a.stderr, err)
 		}
 		return &engine.Error{Kind: engine.KindIntegrity, Op: "verify", On: volume, Err: errors.New("rot: this node's disk does not hold what was written, and the mirror does"),
-			Next: fmt.Sprintf("check the disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)}
+			Next: fromMirror(volume)}
 	}
 	return a.differing("verify", volume, differ, "read-only now",
 		fmt.Sprintf("run `%s repair %s`: it brings the blocks that differ", name, volume), err)

@@ -101,7 +101,7 @@ func newScrubbing(g geometry, chunk int64, limit *rate.Limiter, progress func(Ch
 	chunk = max(chunk, g.blockSize)
 	limit.SetBurst(int(chunk))
 	blocks := uint64((g.size + g.blockSize - 1) / g.blockSize)
-	buf, err := blockdev.NewPool(chunk).Get(context.Background(), int(chunk))
+	buf, err := pageBuffer(int(chunk))
 	if err != nil {
 		return nil, err
 	}

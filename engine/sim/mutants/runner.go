@@ -94,7 +94,7 @@ func (r *Runner) build(ctx context.Context, m *Mutation) (bin string, err error)
 	name := "the simulator"
 	if m != nil {
 		name = "mutation " + m.Name
-		overlay, err := m.overlay(r.root, dir)
+		overlay, err := m.writeOverlay(r.root, dir)
 		if err != nil {
 			return "", err
 		}
@@ -108,12 +108,17 @@ func (r *Runner) build(ctx context.Context, m *Mutation) (bin string, err error)
 	return bin, nil
 }
 
-// overlay writes the changed files to a folder, and what go build is to know of them.
-func (m *Mutation) overlay(root, dir string) (path string, err error) {
+func (m *Mutation) writeOverlay(root, dir string) (path string, err error) {
 	files, err := m.Apply(root)
 	if err != nil {
 		return "", err
 	}
+	return WriteOverlay(root, dir, files)
+}
+
+// WriteOverlay writes sources, by their paths below root, to a folder, and what `go build -overlay` is to know of them, whose path
+// it returns.
+func WriteOverlay(root, dir string, files map[string]string) (path string, err error) {
 	replace := map[string]string{}
 	for file, text := range files {
 		to := filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
