@@ -80,23 +80,32 @@ func (h segmentHeader) encode() []byte {
 	return b
 }
 
-// decodeSegmentHeader tells another version apart from damage: magic and version stand at the same place
-// in all versions, everything else need not.
-func decodeSegmentHeader(b []byte) (segmentHeader, error) {
-	var h segmentHeader
-	if len(b) < segmentHeaderSize {
-		return h, fmt.Errorf("segment header has %d bytes, not %d: %w", len(b), segmentHeaderSize, ErrDamaged)
+// checkHeader checks what the header of a file has in all its versions, at the same places: the magic, the
+// version behind it, and in the last 4 of always so many bytes the checksum of those before. The version comes
+// last: only a header that is whole says that another program wrote it, and one bit of rot is not a newer program.
+func checkHeader(what string, b []byte, size int, magic string, version uint32) error {
+	if len(b) < size {
+		return fmt.Errorf("%s header has %d bytes, not %d: %w", what, len(b), size, ErrDamaged)
+	}
+	if string(b[:8]) != magic {
+		return fmt.Errorf("no %s magic, but %q: %w", what, b[:8], ErrDamaged)
 	}
 	le := binary.LittleEndian
-	if string(b[:8]) != segmentMagic {
-		return h, fmt.Errorf("no segment magic, but %q: %w", b[:8], ErrDamaged)
+	if got, want := crc32.Checksum(b[:size-4], castagnoli), le.Uint32(b[size-4:]); got != want {
+		return fmt.Errorf("%s header checksum is %08x, not %08x: %w", what, got, want, ErrDamaged)
 	}
-	if v := le.Uint32(b[8:]); v != segmentVersion {
-		return h, fmt.Errorf("segment %w: %d, known is %d", ErrVersion, v, segmentVersion)
+	if v := le.Uint32(b[8:]); v != version {
+		return fmt.Errorf("%s %w: %d, known is %d", what, ErrVersion, v, version)
 	}
-	if got, want := crc32.Checksum(b[:60], castagnoli), le.Uint32(b[60:]); got != want {
-		return h, fmt.Errorf("segment header checksum is %08x, not %08x: %w", got, want, ErrDamaged)
+	return nil
+}
+
+func decodeSegmentHeader(b []byte) (segmentHeader, error) {
+	var h segmentHeader
+	if err := checkHeader("segment", b, segmentHeaderSize, segmentMagic, segmentVersion); err != nil {
+		return h, err
 	}
+	le := binary.LittleEndian
 	h.kind = Kind(le.Uint32(b[12:]))
 	copy(h.id[:], b[16:32])
 	h.number = le.Uint64(b[32:])

@@ -32,7 +32,8 @@ const (
 //	| count of transactions that are durable                        |   8
 //	+---------------------------------------------------------------+
 //
-// It is written in place: it lies in one sector.
+// It is written in place: it lies in one sector. The version is in no checksum, and need not be: an index whose
+// count is not understood is filled anew, whatever the reason.
 func encodeCount(n uint64) []byte {
 	b := make([]byte, indexCountSize)
 	binary.LittleEndian.PutUint32(b, indexVersion)
@@ -45,11 +46,11 @@ func decodeCount(b []byte) (uint64, error) {
 	if len(b) != indexCountSize {
 		return 0, fmt.Errorf("count has %d bytes, not %d: %w", len(b), indexCountSize, ErrDamaged)
 	}
-	if v := binary.LittleEndian.Uint32(b); v != indexVersion {
-		return 0, fmt.Errorf("count %w: %d, known is %d", ErrVersion, v, indexVersion)
-	}
 	if crc32.Checksum(b[8:], castagnoli) != binary.LittleEndian.Uint32(b[4:]) {
 		return 0, fmt.Errorf("count does not check: %w", ErrDamaged)
+	}
+	if v := binary.LittleEndian.Uint32(b); v != indexVersion {
+		return 0, fmt.Errorf("count %w: %d, known is %d", ErrVersion, v, indexVersion)
 	}
 	return binary.LittleEndian.Uint64(b[8:]), nil
 }

@@ -123,11 +123,11 @@ func checkValue(key, v []byte, head int) error {
 	if len(v) < head {
 		return fmt.Errorf("value has %d bytes, at least %d belong there: %w", len(v), head, ErrDamaged)
 	}
-	if v[0] != indexVersion {
-		return fmt.Errorf("index value %w: %d, known is %d", ErrVersion, v[0], indexVersion)
-	}
 	if got, want := valueSum(key, v), binary.LittleEndian.Uint32(v[4:]); got != want {
 		return fmt.Errorf("index value checksum is %08x, not %08x: %w", got, want, ErrDamaged)
+	}
+	if v[0] != indexVersion {
+		return fmt.Errorf("index value %w: %d, known is %d", ErrVersion, v[0], indexVersion)
 	}
 	return nil
 }

@@ -2,8 +2,10 @@ package journal_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"sync"
 	"syscall"
@@ -325,6 +327,12 @@ func wantFailed(t *testing.T, err, cause error) {
 	}
 }
 
+// resummed makes the header of a segment whole again.
+func resummed(b []byte) []byte {
+	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], crc32.MakeTable(crc32.Castagnoli)))
+	return b
+}
+
 func TestLogOpenTellsVersionsAndKinds(t *testing.T) {
 	path := testDir + "/0000000001.seg"
 	cases := map[string]struct {
@@ -332,7 +340,8 @@ func TestLogOpenTellsVersionsAndKinds(t *testing.T) {
 		kind   journal.Kind
 		want   error
 	}{
-		"another version": {func(b []byte) []byte { b[8]++; return b }, journal.KindVolume, journal.ErrVersion},
+		"another version": {func(b []byte) []byte { b[8]++; return resummed(b) }, journal.KindVolume, journal.ErrVersion},
+		"rotten version":  {func(b []byte) []byte { b[8]++; return b }, journal.KindVolume, journal.ErrDamaged},
 		"another magic":   {func(b []byte) []byte { b[0]++; return b }, journal.KindVolume, journal.ErrDamaged},
 		"another kind":    {func(b []byte) []byte { return b }, journal.KindSync, journal.ErrKind},
 		"header checksum": {func(b []byte) []byte { b[60]++; return b }, journal.KindVolume, journal.ErrDamaged},

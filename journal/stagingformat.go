@@ -89,21 +89,11 @@ func encodeStagingHeader(h StagingHeader, id stagingID) []byte {
 	return b
 }
 
-// decodeStagingHeader tells another version apart from damage, as decodeSegmentHeader does.
 func decodeStagingHeader(b []byte) (h StagingHeader, id stagingID, err error) {
-	if len(b) < stagingHeaderSize {
-		return h, id, fmt.Errorf("staging header has %d bytes, not %d: %w", len(b), stagingHeaderSize, ErrDamaged)
+	if err := checkHeader("staging", b, stagingHeaderSize, stagingMagic, stagingVersion); err != nil {
+		return h, id, err
 	}
 	le := binary.LittleEndian
-	if string(b[:8]) != stagingMagic {
-		return h, id, fmt.Errorf("no staging magic, but %q: %w", b[:8], ErrDamaged)
-	}
-	if v := le.Uint32(b[8:]); v != stagingVersion {
-		return h, id, fmt.Errorf("staging %w: %d, known is %d", ErrVersion, v, stagingVersion)
-	}
-	if got, want := crc32.Checksum(b[:124], castagnoli), le.Uint32(b[124:]); got != want {
-		return h, id, fmt.Errorf("staging header checksum is %08x, not %08x: %w", got, want, ErrDamaged)
-	}
 	h.BlockSize = le.Uint32(b[12:])
 	copy(id[:], b[16:])
 	copy(h.Volume[:], b[32:])

@@ -93,20 +93,12 @@ func (h checkpointFileHeader) encode() []byte {
 	return b
 }
 
-// decodeCheckpointFileHeader tells another version apart from damage, as decodeSegmentHeader does.
 func decodeCheckpointFileHeader(b []byte) (h checkpointFileHeader, err error) {
-	if len(b) < checkpointFileHead || string(b[:8]) != checkpointMagic {
-		return h, fmt.Errorf("no checkpoint magic: %w", ErrDamaged)
-	}
-	le := binary.LittleEndian
-	if v := le.Uint32(b[8:]); v != checkpointFileVersion {
-		return h, fmt.Errorf("checkpoint %w: %d, known is %d", ErrVersion, v, checkpointFileVersion)
-	}
-	if got, want := crc32.Checksum(b[:60], castagnoli), le.Uint32(b[60:]); got != want {
-		return h, fmt.Errorf("checkpoint header checksum is %08x, not %08x: %w", got, want, ErrDamaged)
+	if err := checkHeader("checkpoint", b, checkpointFileHead, checkpointMagic, checkpointFileVersion); err != nil {
+		return h, err
 	}
 	copy(h.id[:], b[16:32])
-	h.number = le.Uint64(b[32:])
+	h.number = binary.LittleEndian.Uint64(b[32:])
 	return h, nil
 }
 

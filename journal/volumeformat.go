@@ -234,7 +234,8 @@ func decodeFacts(b []byte) (f VolumeFacts, lists LSN, err error) {
 	return f, lists, nil
 }
 
-// checkVersion checks the length and the version that every versioned record begins with.
+// checkVersion checks the length and the version that every versioned record begins with. The log has held the
+// body against its checksum, so another version is one, and not damage.
 func checkVersion(what string, b []byte, size int, version uint32) error {
 	if len(b) < size {
 		return fmt.Errorf("%s record has %d bytes, at least %d: %w", what, len(b), size, ErrDamaged)
