@@ -52,6 +52,7 @@ var causes = []struct {
 	{blockdev.ErrMounted, KindState, wire.CodeMounted, "unmount it first"},
 	{blockdev.ErrBusy, KindState, wire.CodeBusy, "end the other program or sync, or wait for it"},
 	{journal.ErrLocked, KindState, wire.CodeBusy, "end the other blkmirror that uses it, or wait for it"},
+	{journal.ErrVersion, KindDevice, wire.CodeDevice, "this is no damage: run the version of blkmirror that has written it"},
 	{syscall.ENOSPC, KindDevice, wire.CodeNoSpace, "free some space and run the same sync again: it goes on where it stopped"},
 	{journal.ErrIndexNoRoom, KindDevice, wire.CodeNoSpace, "free some space for the state directory and run the same sync again: it goes on where it stopped"},
 	{syscall.EDQUOT, KindDevice, wire.CodeNoSpace, "raise the quota and run the same sync again: it goes on where it stopped"},

@@ -54,11 +54,11 @@ func (f *failedVolume) refusal(op string) error {
 func (f *failedVolume) resume(string) error { return f.retry() }
 
 // rebuild sets a damaged journal aside and starts a new one, with every page in doubt. A journal that is in
-// order is not touched.
+// order, or another version's, is not touched.
 func (f *failedVolume) rebuild() error {
 	e := f.get()
 	if !errors.Is(e, journal.ErrDamaged) && !errors.Is(e, journal.ErrKind) {
-		return &Error{Kind: KindState, Op: "rebuild", On: f.dir, Err: fmt.Errorf("the journal is not what failed: %w", e.Err), Next: e.Next}
+		return &Error{Kind: KindState, Op: "rebuild", On: f.dir, Err: fmt.Errorf("the journal is not damaged: %w", e.Err), Next: e.Next}
 	}
 	to, err := journal.SetAsideVolume(journal.OS, f.dir)
 	if err != nil {

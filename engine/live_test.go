@@ -279,6 +279,40 @@ func TestLiveDamagedJournal(t *testing.T) {
 	p.equal(0)
 }
 
+// The journal of another version is not damage: rebuild leaves it alone and says so, at either end.
+func TestLiveOtherVersion(t *testing.T) {
+	p := newLivePair(t, 1, nil)
+	c := p.client()
+	p.write(c, 0, mib)
+	p.settle()
+	c.Close()
+	p.primary.stop()
+	p.mirrors[0].stop()
+	for _, n := range []*liveNode{p.primary, p.mirrors[0]} {
+		paths, err := filepath.Glob(filepath.Join(n.state, "volumes/v/journal/*.seg"))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("no segment found: %v", err)
+		}
+		newer, err := os.ReadFile(paths[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		makeNewer(newer)
+		if err := os.WriteFile(paths[0], newer, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.start()
+		err = Rebuild(t.Context(), n.control(), "v")
+		wantKind(t, err, KindState)
+		if v := n.status(); v.State != "failed" || !strings.Contains(v.Next, "run the version") || !strings.Contains(err.Error(), "version") {
+			t.Errorf("state %s, next %q, rebuild: %v", v.State, v.Next, err)
+		}
+		if now, err := os.ReadFile(paths[0]); err != nil || !bytes.Equal(now, newer) {
+			t.Errorf("the journal was touched: %v", err)
+		}
+	}
+}
+
 // A mirror whose staging is too small for what comes keeps its cut and says what is missing; nothing is
 // lost, and with room it goes on.
 func TestLiveHolding(t *testing.T) {

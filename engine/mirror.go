@@ -381,16 +381,21 @@ func (m *mirror) adoptStore(store *mirrorStore, state openedState) {
 }
 
 // rebuild sets a journal aside that cannot be used, and what was staged with it. The next primary that
-// attaches finds a new mirror that holds something.
+// attaches finds a new mirror that holds something. What another version has written is not touched: that
+// version can go on with it.
 func (m *mirror) rebuild() error {
 	var err error
 	ok := m.call(func() {
 		m.mu.Lock()
-		failed := m.view.err != nil
+		failed := m.view.err
 		m.mu.Unlock()
-		if m.store != nil || !failed {
+		if m.store != nil || failed == nil {
 			err = &Error{Kind: KindState, Op: "rebuild", On: m.name, Err: errors.New("its journal is in order"),
 				Next: "nothing needs to be done; `blkmirror status` tells its state"}
+			return
+		}
+		if errors.Is(failed, journal.ErrVersion) {
+			err = &Error{Kind: KindState, Op: "rebuild", On: m.name, Err: failed.Err, Next: failed.Next}
 			return
 		}
 		if err = m.setAside(); err == nil {

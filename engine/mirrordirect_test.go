@@ -1,7 +1,10 @@
 package engine
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"strings"
 	"testing"
 
@@ -264,6 +267,38 @@ func TestMirrorSuspicion(t *testing.T) {
 	eventually(t, "the comparison ends", func() bool { return w.status().State == "ok" })
 	if st := w.status(); st.Primary.NeedsBytes != 0 {
 		t.Errorf("doubts %+v", st.Primary)
+	}
+}
+
+// makeNewer makes a segment of a journal the next version's, with a header that is whole.
+func makeNewer(segment []byte) {
+	segment[8]++
+	binary.LittleEndian.PutUint32(segment[60:], crc32.Checksum(segment[:60], crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// What another version has written is not set aside: that version can go on with it.
+func TestMirrorRebuildRefusesOtherVersion(t *testing.T) {
+	w := newMirrorWorld(t, mib)
+	w.synced().hangUp()
+	w.stop()
+	newer := map[string][]byte{}
+	for _, path := range w.fs.Paths() {
+		if strings.HasSuffix(path, ".seg") {
+			b := w.fs.Read(path)
+			makeNewer(b)
+			w.fs.Write(path, b)
+			newer[path] = b
+		}
+	}
+	w.open()
+	if st := w.status(); st.State != "failed" || !strings.Contains(st.Next, "run the version") {
+		t.Fatalf("status %+v", st)
+	}
+	wantKind(t, w.m.rebuild(), KindState)
+	for path, b := range newer {
+		if !bytes.Equal(w.fs.Read(path), b) {
+			t.Errorf("%s was touched", path)
+		}
 	}
 }
 
