@@ -16,7 +16,7 @@ import (
 // A mirror's device that gives errors (docs/FAILSAFE.md). A write, zero or flush that fails ends the use of the device:
 // it is opened anew, and what was committed is applied again. A read that fails is the matter of one place as long as
 // the device lives elsewhere: what cannot be read counts as different from whatever it is compared with, and is in
-// quarantine until a repair has written it and read it back.
+// quarantine until a repair has written it and read it back. A scrub heals it as it heals rot.
 
 // ofThePlace tells whether an error may be that of one place. A device that is gone, or was closed, says something else.
 func ofThePlace(err error) bool {
@@ -140,13 +140,19 @@ func (s *mirrorStore) notZero(r blockdev.Extent, buf []byte) (found []damage, er
 	return found, nil
 }
 
-// readAgain has a block read again that gave an error, while it stands still. In the owner.
-func (x *mirrorScrub) readAgain(b uint64) verdict {
+// readAgain has a block read again that gave an error, while it stands still. What cannot be read is replaced as rot
+// is: for a write a disk gives a sector from its reserve. In the owner.
+func (x *mirrorScrub) readAgain(b uint64, right []byte) verdict {
 	e := x.extent(b, 1)
 	if !x.standsStill(e) {
 		return verdictBusy
 	}
 	bad, err := x.s.readAround(x.buf[:e.Length], e.Offset, x.blockSize)
+	var entry [1]journal.Entry
+	if len(bad) > 0 && x.m.core.Vouched(e) && x.s.index.lookUp(e.Offset, entry[:]) == nil && entry[0].Known &&
+		x.heal(e, entry[0].Hash, right) {
+		return verdictHealed
+	}
 	x.m.unreadable(bad, false)
 	switch {
 	case err != nil:

@@ -140,7 +140,7 @@ func TestMirrorUnreadableAfterReboot(t *testing.T) {
 	w.mustRepair(p, 2)
 }
 
-// What a scrub cannot read is in quarantine, with an entry in the index and without.
+// What a scrub cannot read and nobody brings is in quarantine, with an entry in the index and without.
 func TestMirrorUnreadableScrub(t *testing.T) {
 	for _, indexed := range []bool{true, false} {
 		w, p, b := badWorld(t)
@@ -148,6 +148,7 @@ func TestMirrorUnreadableScrub(t *testing.T) {
 			w.index.Delete(3, 1)
 		}
 		b.bad.Store(true)
+		p.hangUp()
 		r, err := w.m.scrub(t.Context(), ScrubOptions{Rate: 1 << 40}, nil)
 		wantKind(t, err, KindDevice)
 		if len(r) != 1 || !slices.Equal(r[0].Unreadable, blocksAt(3)) || len(r[0].Extents) != 0 {
@@ -156,6 +157,39 @@ func TestMirrorUnreadableScrub(t *testing.T) {
 		w.mustQuarantine(p)
 		w.mustRepair(p, 2)
 	}
+}
+
+// A scrub heals what cannot be read where the index knows what the primary has; where writing it does not help, it is
+// in quarantine.
+func TestScrubHealsUnreadable(t *testing.T) {
+	p := newLivePair(t, 1, nil)
+	c := p.client()
+	p.write(c, 0, 4*mib)
+	p.settle()
+	m := p.mirrors[0]
+	b := &badPlace{off: 5*scrubBlock + page, n: page}
+	p.faulty(m, b.rules())
+	eventually(t, "the mirror is here", func() bool { return p.mirrorStatus(0).State == "connected" })
+	b.bad.Store(true)
+	if r := p.scrub(m); !slices.Equal(r.Healed, blocksAt(5)) || len(r.Unreadable) != 0 || b.bad.Load() {
+		t.Errorf("scrub %+v", r)
+	}
+	if st := m.status(); st.State != "ok" || st.Primary.Mismatches.Mirror == 0 {
+		t.Errorf("status %+v", st)
+	}
+	p.equal(0)
+
+	b.stays.Store(true)
+	b.bad.Store(true)
+	_, err := Scrub(t.Context(), m.control(), "v", ScrubOptions{Rate: 1 << 40}, nil)
+	wantKind(t, err, KindDevice)
+	if ro := m.status().ReadOnly; ro == nil || ro.Class != "mirror-device" || !slices.Equal(ro.Blocks, []int64{5}) {
+		t.Errorf("read-only %+v", ro)
+	}
+	b.stays.Store(false)
+	p.repair(RepairOptions{})
+	p.settle()
+	p.equal(0)
 }
 
 // A block that cannot be read back is written again; where that does not help, just the page is in quarantine, and

@@ -207,12 +207,17 @@ func (x *mirrorScrub) failedRead(ctx context.Context, b, n uint64) error {
 		return each(ctx, b, n, x.look)
 	}
 	var v verdict
-	if err := x.owner(func() { v = x.readAgain(b) }); err != nil {
+	right := x.askPrimary(ctx, b)
+	if err := x.owner(func() { v = x.readAgain(b, right) }); err != nil {
 		return err
 	}
-	if v == verdictUnreadable {
+	switch v {
+	case verdictUnreadable:
 		x.cannotRead(b)
-	} else {
+	case verdictHealed:
+		x.healed.Add(b, 1)
+		x.checked(b)
+	default:
 		x.pending.Add(b, 1)
 	}
 	return nil
@@ -350,13 +355,13 @@ func (x *mirrorScrub) askPrimary(ctx context.Context, b uint64) []byte {
 	}
 	right, err := s.fetches.fetch(ctx, s.link, s.queue, &wire.Fetch{Offset: e.Offset, Length: uint32(e.Length), Hash: entry[0].Hash})
 	if err != nil && ctx.Err() == nil {
-		x.m.log(fmt.Sprintf("the primary could not be asked for rotten block %d: %v", b, err))
+		x.m.log(fmt.Sprintf("the primary could not be asked for bad block %d: %v", b, err))
 	}
 	return right
 }
 
 // heal replaces a block, which is in x.buf, by what is right, while the mirror is not read-only. Where it fails, the
-// block is as rotten as before. In the owner.
+// block is as bad as before. In the owner.
 func (x *mirrorScrub) heal(e blockdev.Extent, want wire.Hash, right []byte) bool {
 	m := x.m
 	if m.core.ReadOnly().Class != 0 || right == nil || wire.Sum(right) != want {
@@ -377,11 +382,11 @@ func (x *mirrorScrub) heal(e blockdev.Extent, want wire.Hash, right []byte) bool
 		err = errors.New("it reads back as something else")
 	}
 	if err != nil {
-		m.log(fmt.Sprintf("rotten block %d could not be healed: %v", b, err))
+		m.log(fmt.Sprintf("bad block %d could not be healed: %v", b, err))
 		return false
 	}
 	m.mismatches.Add(1)
-	m.log(fmt.Sprintf("rot: block %d was not what was written, and was replaced by what the primary has; %s keeps what it held: check the disk (smartctl)", b, rotFolder))
+	m.log(fmt.Sprintf("bad block %d was replaced by what the primary has; %s keeps what could be read of it: check the disk (smartctl)", b, rotFolder))
 	return true
 }
 

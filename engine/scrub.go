@@ -35,7 +35,7 @@ type ScrubResult struct {
 	UnknownBytes int64           `json:"unknown_bytes"`        // that had none
 	SkippedBytes int64           `json:"skipped_bytes"`        // written all the time, not indexed yet, in doubt, or unreadable
 	Extents      []CheckedExtent `json:"extents"`              // rot
-	Healed       []CheckedExtent `json:"healed,omitempty"`     // rot that was replaced by what the primary has
+	Healed       []CheckedExtent `json:"healed,omitempty"`     // rot, and what could not be read, that was replaced by what the primary has
 	Unreadable   []CheckedExtent `json:"unreadable,omitempty"` // the device gives an error there
 	Seconds      float64         `json:"seconds"`
 }
