@@ -119,7 +119,8 @@ func (t *trial) mirrorScrubbed() error {
 
 // primaryRunning: the primary's index tells a verify that it is the primary's disk, and the mirror has what was
 // written. Of a block that is not indexed yet nobody can tell who is wrong, so it is the mirror that becomes read-only;
-// what rotted is put right before the repair, which would bring it to the mirror.
+// what rotted is written anew before the repair, which would bring it to the mirror. Put back behind the primary's
+// back it would not do: the indexer may have noted what was rotten meanwhile.
 func (t *trial) primaryRunning() error {
 	if err := t.settled(); err != nil {
 		return err
@@ -142,7 +143,22 @@ func (t *trial) primaryRunning() error {
 		return err
 	}
 	t.also("told as the mirror's fault")
-	return flipAt(t.src, bit)
+	return t.writeRight(bit)
+}
+
+// writeRight writes the page that a bit was turned over in as it was.
+func (t *trial) writeRight(bit int64) error {
+	b, err := os.ReadFile(t.src)
+	if err != nil {
+		return err
+	}
+	b[bit/8] ^= 1 << (bit % 8)
+	off := bit / 8 / pageSize * pageSize
+	if err := t.nbd.Write(b[off:off+pageSize], off, 0); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	t.brought += pageSize
+	return t.nbd.Flush()
 }
 
 // indexed waits until the primary's index knows most of the volume.
