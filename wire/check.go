@@ -69,6 +69,12 @@ func check(m Message) error {
 		return checkFetch(m.Offset, m.Length)
 	case *Fetched:
 		return m.check()
+	case *Ask:
+		return m.check()
+	case *Told:
+		return m.check()
+	case *Ended:
+		return m.check()
 	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}

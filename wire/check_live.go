@@ -232,3 +232,106 @@ func (m *Fetched) check() error {
 	}
 	return checkFetch(m.Offset, m.Length)
 }
+
+func (m *Ask) check() error {
+	switch {
+	case m.ID == [16]byte{}:
+		return broken("Ask without an id")
+	case m.Job < JobVerify || m.Job > JobEnd:
+		return broken("Ask for unknown job %d", m.Job)
+	case m.Flags&^(AskAll|AskDryRun) != 0 || m.From > FromMirror || m.Rate < 0:
+		return broken("Ask with flags %#x, from %d, rate %d", m.Flags, m.From, m.Rate)
+	case m.Job != JobRepair && (m.Flags != 0 || m.From != FromNobody):
+		return broken("Ask for job %d with what is said of a repair", m.Job)
+	case m.Job != JobVerify && m.Rate != 0:
+		return broken("Ask for job %d with a rate", m.Job)
+	case m.Job == JobEnd && m.Mirror != "":
+		return broken("Ask for an end with a name")
+	}
+	return checkString("name of the mirror", m.Mirror, MaxText)
+}
+
+func (m *Told) check() error {
+	if m.ID == [16]byte{} || m.Done < 0 || m.Total < m.Done {
+		return broken("Told of %x: %d of %d bytes", m.ID, m.Done, m.Total)
+	}
+	return checkString("name of the mirror", m.Mirror, MaxText)
+}
+
+// lastKind is the highest kind of a Failure.
+const lastKind = 6
+
+func (m *Ended) check() error {
+	o, f, n := &m.Outcome, &m.Failure, len(m.Differ)+len(m.Rot)
+	switch {
+	case m.ID == [16]byte{}:
+		return broken("Ended without an id")
+	case m.Flags&(EndedResult|EndedError) == 0:
+		return broken("Ended with neither a result nor an error")
+	case m.Flags&EndedResult == 0 && (*o != Outcome{} || n > 0 || m.Flags&EndedNothing != 0):
+		return broken("Ended without a result that tells one")
+	case m.Flags&EndedError == 0 && *f != Failure{}:
+		return broken("Ended without an error that tells one")
+	case f.Kind > lastKind:
+		return broken("Ended with an error of unknown kind %d", f.Kind)
+	case n > MaxEntries:
+		return broken("%d extents in Ended, limit %d", n, MaxEntries)
+	case m.Flags&EndedMore != 0 && n == 0:
+		return broken("Ended without extents, and more to follow")
+	case min(o.Compared, o.Skipped, o.ResumedAt, o.Blocks, o.Shipped, o.Nanoseconds) < 0:
+		return broken("Ended with %+v", *o)
+	}
+	known := EndedMore | EndedResult | EndedNothing | EndedError
+	if err := checkFlags("Ended", uint32(m.Flags), uint32(known)); err != nil {
+		return err
+	}
+	for _, list := range [][]Extent{m.Differ, m.Rot} {
+		for _, e := range list {
+			if err := checkRange("extent in Ended", e.Offset, e.Length); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range []string{o.Mirror, f.Op, f.On, f.Text, f.Next} {
+		if err := checkString("text of Ended", s, MaxText); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Frames cuts an Ended of any number of extents into the frames that say it. They share m's extents.
+func (m *Ended) Frames() []Message {
+	var frames []Message
+	differ, rot := m.Differ, m.Rot
+	for {
+		f := *m
+		n := min(len(differ), MaxEntries)
+		k := min(len(rot), MaxEntries-n)
+		f.Differ, f.Rot = differ[:n:n], rot[:k:k]
+		differ, rot = differ[n:], rot[k:]
+		if len(differ)+len(rot) > 0 {
+			f.Flags |= EndedMore
+		}
+		frames = append(frames, &f)
+		if f.Flags&EndedMore == 0 {
+			return frames
+		}
+	}
+}
+
+// Join is the other half of Frames: it adds a frame that followed m, which has EndedMore set. An error wraps ErrProtocol
+// and leaves m as it was.
+func (m *Ended) Join(next *Ended) error {
+	switch {
+	case m.Flags&EndedMore == 0:
+		return broken("Ended behind one that said no more")
+	case next.ID != m.ID || next.Flags|EndedMore != m.Flags || next.Outcome != m.Outcome || next.Failure != m.Failure:
+		return broken("Ended that tells something else than the frame before")
+	case len(m.Differ)+len(m.Rot)+len(next.Differ)+len(next.Rot) > MaxListed:
+		return broken("Ended with more than %d extents", MaxListed)
+	}
+	m.Differ, m.Rot = append(m.Differ, next.Differ...), append(m.Rot, next.Rot...)
+	m.Flags = next.Flags
+	return nil
+}

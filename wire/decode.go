@@ -89,6 +89,12 @@ func decodeFields(h header, r *reader) Message {
 	case TypeFetched:
 		offset, length, hash := decodeFetch(r)
 		return &Fetched{Offset: offset, Length: length, Hash: hash, PayloadLength: int(h.payload)}
+	case TypeAsk:
+		return decodeAsk(r)
+	case TypeTold:
+		return decodeTold(r)
+	case TypeEnded:
+		return decodeEnded(r)
 	}
 	r.fail("has no decoder")
 	return nil

@@ -94,3 +94,51 @@ func decodeFetch(r *reader) (offset int64, length uint32, hash Hash) {
 	r.reserved(4)
 	return offset, length, r.hash()
 }
+
+func decodeAsk(r *reader) *Ask {
+	m := &Ask{ID: r.id(), Job: Job(r.u8()), Flags: AskFlags(r.u8()), From: AskFrom(r.u16())}
+	mirror := r.u16()
+	r.reserved(2)
+	m.Rate = r.i64()
+	m.Mirror = r.str(int(mirror))
+	return m
+}
+
+func decodeTold(r *reader) *Told {
+	m := &Told{ID: r.id(), Done: r.i64(), Total: r.i64()}
+	mirror := r.u16()
+	r.reserved(6)
+	m.Mirror = r.str(int(mirror))
+	return m
+}
+
+func decodeEnded(r *reader) *Ended {
+	m := &Ended{ID: r.id(), Flags: EndedFlags(r.u8())}
+	o, f := &m.Outcome, &m.Failure
+	f.Kind = r.u8()
+	texts := [...]*string{&o.Mirror, &f.Op, &f.On, &f.Text, &f.Next}
+	var lengths [len(texts)]uint16
+	for i := range lengths {
+		lengths[i] = r.u16()
+	}
+	differ := int(r.u16())
+	r.reserved(2)
+	for _, n := range [...]*int64{&o.Compared, &o.Skipped, &o.ResumedAt, &o.Blocks, &o.Shipped, &o.Nanoseconds} {
+		*n = r.i64()
+	}
+	for i, s := range texts {
+		*s = r.str(int(lengths[i]))
+	}
+	extents := r.extents()
+	if differ > len(extents) {
+		r.fail("%d extents where %d are to differ", len(extents), differ)
+		return m
+	}
+	if differ > 0 {
+		m.Differ = extents[:differ:differ]
+	}
+	if differ < len(extents) {
+		m.Rot = extents[differ:]
+	}
+	return m
+}

@@ -145,6 +145,12 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendFetch(b, m.Offset, m.Length, m.Hash)
 	case *Fetched:
 		return appendFetch(b, m.Offset, m.Length, m.Hash)
+	case *Ask:
+		return appendAsk(b, m)
+	case *Told:
+		return appendTold(b, m)
+	case *Ended:
+		return appendEnded(b, m)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

@@ -16,6 +16,10 @@ const (
 	quarantineFixed = 24
 	repairSize      = 8
 	fetchSize       = 48
+
+	askFixed   = 32
+	toldFixed  = 40
+	endedFixed = 80
 )
 
 // Generation, within Attach and Attached
@@ -268,4 +272,90 @@ func appendFetch(b []byte, offset int64, length uint32, hash Hash) []byte {
 	b = le.AppendUint32(b, length)
 	b = append(b, 0, 0, 0, 0)
 	return append(b, hash[:]...)
+}
+
+// Ask
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          id, 16 bytes                         |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|  job  | flags |     from      | mirror length |   reserved    |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              rate                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           mirror ...                          |
+//	+---------------------------------------------------------------+
+func appendAsk(b []byte, m *Ask) []byte {
+	b = append(b, m.ID[:]...)
+	b = append(b, byte(m.Job), byte(m.Flags))
+	b = le.AppendUint16(b, uint16(m.From))
+	b = le.AppendUint16(b, uint16(len(m.Mirror)))
+	b = append(b, 0, 0)
+	b = le.AppendUint64(b, uint64(m.Rate))
+	return append(b, m.Mirror...)
+}
+
+// Told
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          id, 16 bytes                         |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                              done                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             total                             |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| mirror length |                    reserved                   |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           mirror ...                          |
+//	+---------------------------------------------------------------+
+func appendTold(b []byte, m *Told) []byte {
+	b = append(b, m.ID[:]...)
+	b = le.AppendUint64(b, uint64(m.Done))
+	b = le.AppendUint64(b, uint64(m.Total))
+	b = le.AppendUint16(b, uint16(len(m.Mirror)))
+	b = append(b, 0, 0, 0, 0, 0, 0)
+	return append(b, m.Mirror...)
+}
+
+// Ended: extents, each of offset and length, until the meta ends.
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          id, 16 bytes                         |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	| flags | kind  | mirror length |   op length   |   on length   |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|  text length  |  next length  |    differ     |   reserved    |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            compared                           |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            skipped                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                           resumed at                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                             blocks                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                            shipped                            |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                          nanoseconds                          |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|                mirror, op, on, text, next ...,                |
+//	|            then one extent of 16 bytes a range ...            |
+//	+---------------------------------------------------------------+
+func appendEnded(b []byte, m *Ended) []byte {
+	o, f := &m.Outcome, &m.Failure
+	b = append(b, m.ID[:]...)
+	b = append(b, byte(m.Flags), f.Kind)
+	texts := [...]string{o.Mirror, f.Op, f.On, f.Text, f.Next}
+	for _, s := range texts {
+		b = le.AppendUint16(b, uint16(len(s)))
+	}
+	b = le.AppendUint16(b, uint16(len(m.Differ)))
+	b = append(b, 0, 0)
+	for _, n := range [...]int64{o.Compared, o.Skipped, o.ResumedAt, o.Blocks, o.Shipped, o.Nanoseconds} {
+		b = le.AppendUint64(b, uint64(n))
+	}
+	for _, s := range texts {
+		b = append(b, s...)
+	}
+	return appendExtents(appendExtents(b, m.Differ), m.Rot)
 }

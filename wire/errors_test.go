@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 )
 
 // TestCodes: code → error → code, for every code there is, bare and from a peer.
@@ -101,5 +103,22 @@ func TestClassify(t *testing.T) {
 		if !tried {
 			t.Errorf("no case of class %q", class)
 		}
+	}
+}
+
+func TestCleanText(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain":                        "plain",
+		"two\nlines\tand\x1b[31m":      "two lines and [31m",
+		"bad\xffbyte":                  "bad?byte",
+		strings.Repeat("x", MaxText):   strings.Repeat("x", MaxText),
+		strings.Repeat("x", MaxText+1): strings.Repeat("x", MaxText-3) + "...",
+	} {
+		if got := CleanText(in); got != want {
+			t.Errorf("CleanText(%q) = %q, want %q", in, got, want)
+		}
+	}
+	if got := CleanText(strings.Repeat("€", MaxText)); !utf8.ValidString(got) || checkString("text", got, MaxText) != nil {
+		t.Errorf("cut within a character: %q", got)
 	}
 }

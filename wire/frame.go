@@ -69,6 +69,9 @@ const (
 	TypeRepair     Type = 32
 	TypeFetch      Type = 33
 	TypeFetched    Type = 34
+	TypeAsk        Type = 35
+	TypeTold       Type = 36
+	TypeEnded      Type = 37
 )
 
 // spec is what a header may say for one type.
@@ -115,6 +118,9 @@ var specs = [...]spec{
 	TypeRepair:     {"Repair", repairSize, repairSize, 0},
 	TypeFetch:      {"Fetch", fetchSize, fetchSize, 0},
 	TypeFetched:    {"Fetched", fetchSize, fetchSize, MaxBlock},
+	TypeAsk:        {"Ask", askFixed, askFixed + MaxText, 0},
+	TypeTold:       {"Told", toldFixed, toldFixed + MaxText, 0},
+	TypeEnded:      {"Ended", endedFixed, endedFixed + 5*MaxText + MaxEntries*extentSize, 0},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -160,6 +166,9 @@ func (*Quarantine) Type() Type { return TypeQuarantine }
 func (*Repair) Type() Type     { return TypeRepair }
 func (*Fetch) Type() Type      { return TypeFetch }
 func (*Fetched) Type() Type    { return TypeFetched }
+func (*Ask) Type() Type        { return TypeAsk }
+func (*Told) Type() Type       { return TypeTold }
+func (*Ended) Type() Type      { return TypeEnded }
 
 // header is what a frame's first bytes say.
 type header struct {

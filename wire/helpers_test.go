@@ -76,6 +76,14 @@ func samples() []Message {
 		&Repair{All: true},
 		&Fetch{128 << 10, 64 << 10, Sum([]byte("right"))},
 		&Fetched{Offset: 128 << 10, Length: 5, Hash: Sum([]byte("right")), Payload: []byte("right")},
+		&Ask{ID: [16]byte{1, 2, 3}, Job: JobRepair, Flags: AskAll | AskDryRun, From: FromPrimary, Mirror: "east"},
+		&Told{[16]byte{1, 2, 3}, 1 << 30, 1 << 40, "east"},
+		&Ended{
+			ID: [16]byte{1, 2, 3}, Flags: EndedMore | EndedResult | EndedError,
+			Outcome: Outcome{Mirror: "east", Compared: 1 << 40, Skipped: 4096, ResumedAt: 1 << 30, Blocks: 2, Shipped: 128 << 10, Nanoseconds: 1500000000},
+			Failure: Failure{4, "verify", "db", "two blocks differ", "look at the disk"},
+			Differ:  []Extent{{128 << 10, 64 << 10}, {1 << 30, 4096}}, Rot: []Extent{{0, 64 << 10}},
+		},
 	}
 }
 

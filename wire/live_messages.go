@@ -180,3 +180,85 @@ type Fetched struct {
 	Payload       []byte
 	PayloadLength int
 }
+
+// Ask has the primary do a job for this mirror, because a person at the mirror's node wants it. It is said with every
+// connection until Ended has come, always with the same fields.
+type Ask struct {
+	ID     [16]byte // random, of this request
+	Job    Job
+	Flags  AskFlags // of a repair
+	From   AskFrom  // of a repair
+	Rate   int64    // of a verify: bytes a second; 0: no limit
+	Mirror string   // the name that the person gave to this mirror; "": none
+}
+
+// Job is what is asked for.
+type Job uint8
+
+const (
+	JobVerify Job = 1
+	JobRepair Job = 2
+	JobEnd    Job = 3 // nobody wants the job of this id any more
+)
+
+// AskFlags are how a repair is wanted.
+type AskFlags uint8
+
+const (
+	AskAll    AskFlags = 1 << 0
+	AskDryRun AskFlags = 1 << 1
+)
+
+// AskFrom is who is right in a repair.
+type AskFrom uint16
+
+const (
+	FromNobody  AskFrom = 0 // the person did not say
+	FromPrimary AskFrom = 1
+	FromMirror  AskFrom = 2
+)
+
+// Told tells how far a job is; the first one tells that the Ask is taken.
+type Told struct {
+	ID          [16]byte
+	Done, Total int64  // bytes
+	Mirror      string // the primary's name for this mirror
+}
+
+// Ended tells what a job came to. Where the extents do not fit into one frame there are several, EndedMore set in all but
+// the last; each repeats the head.
+type Ended struct {
+	ID      [16]byte
+	Flags   EndedFlags
+	Outcome Outcome  // where EndedResult
+	Failure Failure  // where EndedError
+	Differ  []Extent // at the mirror; with Rot at most MaxEntries
+	Rot     []Extent // of the primary's own
+}
+
+// EndedFlags say what there is.
+type EndedFlags uint8
+
+const (
+	EndedMore    EndedFlags = 1 << 0 // another frame follows
+	EndedResult  EndedFlags = 1 << 1
+	EndedNothing EndedFlags = 1 << 2 // there was nothing to repair
+	EndedError   EndedFlags = 1 << 3
+)
+
+// Outcome is the result of a job, but for the extents. What the job does not count is 0.
+type Outcome struct {
+	Mirror      string // the primary's name for this mirror
+	Compared    int64  // bytes
+	Skipped     int64  // of a verify, bytes
+	ResumedAt   int64  // of a verify, where one that was cut off was taken up
+	Blocks      int64  // of a repair, in question
+	Shipped     int64  // of a repair, bytes
+	Nanoseconds int64
+}
+
+// Failure is an error for a person.
+type Failure struct {
+	Kind               uint8 // what has to be done about it: 0 to lastKind
+	Op, On, Text, Next string
+}

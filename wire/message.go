@@ -16,12 +16,13 @@ const (
 	MaxBlock      = 1 << 20 // the largest block, and the largest raw payload of one Data frame
 	MaxRun        = 1 << 20 // the largest contiguous run of Data frames (see Data.Follow)
 	MaxOffer      = 512     // hashes in one Offer
-	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt, Rebase or Quarantine
+	MaxEntries    = 1024    // entries in one Ack or Nak, extents in one Doubt, Rebase, Quarantine or Ended
 	MaxHoles      = 1024    // extents of holes in one Commit
 	MaxDevices    = 512     // device identities in one Open or Attach
 	MaxZeroExtent = 1 << 30 // bytes that one Zero may cover
 	MaxSuspects   = 512     // entries in one Suspect
 	MaxTree       = 1 << 29 // bytes under one hash of an Offer of trees: MaxOffer blocks of MaxBlock
+	MaxListed     = 1 << 18 // extents in all frames of one Ended
 )
 
 // Message is one of the pointer types below.

@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -188,6 +187,8 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 			m.PayloadLength = int(m.Length)
 		}
 		return m
+	case TypeAsk, TypeTold, TypeEnded:
+		return randomJob(r, kind, id(), text, func() []Extent { return pages(r.IntN(MaxEntries/2), true) })
 	}
 	return nil
 }
@@ -371,6 +372,7 @@ func TestBroken(t *testing.T) {
 		"report staged": &Report{Staged: -1},
 	}
 	maps.Copy(cases, brokenReadOnly(many))
+	maps.Copy(cases, brokenJobs(many))
 	for name, m := range cases {
 		if _, err := appendFrame(nil, m); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: encoded, %v", name, err)
@@ -462,6 +464,7 @@ func TestReserved(t *testing.T) {
 		TypeAttach: {116, 117, 118, 119}, TypeRebase: {33, 34, 35, 36, 37, 38, 39}, TypeReport: {33, 34, 35},
 		TypeOffer: {28, 29, 30, 31}, TypeSuspect: {1, 2, 3, 4, 5, 6, 7, 28, 29, 30, 31, 80 + 28}, TypeQuarantine: {4, 5, 6, 7},
 		TypeRepair: {1, 2, 3, 4, 5, 6, 7}, TypeFetch: {12, 13, 14, 15}, TypeFetched: {12, 13, 14, 15},
+		TypeAsk: {22, 23}, TypeTold: {34, 35, 36, 37, 38, 39}, TypeEnded: {30, 31},
 	}
 	for _, m := range samples() {
 		for _, at := range reserved[m.Type()] {
@@ -476,22 +479,5 @@ func TestReserved(t *testing.T) {
 				t.Errorf("%v with byte %d set: %v", m.Type(), at, err)
 			}
 		}
-	}
-}
-
-func TestCleanText(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain":                        "plain",
-		"two\nlines\tand\x1b[31m":      "two lines and [31m",
-		"bad\xffbyte":                  "bad?byte",
-		strings.Repeat("x", MaxText):   strings.Repeat("x", MaxText),
-		strings.Repeat("x", MaxText+1): strings.Repeat("x", MaxText-3) + "...",
-	} {
-		if got := CleanText(in); got != want {
-			t.Errorf("CleanText(%q) = %q, want %q", in, got, want)
-		}
-	}
-	if got := CleanText(strings.Repeat("€", MaxText)); !utf8.ValidString(got) || checkString("text", got, MaxText) != nil {
-		t.Errorf("cut within a character: %q", got)
 	}
 }

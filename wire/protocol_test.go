@@ -74,6 +74,7 @@ func typeRows() (rows []string) {
 		TypeHalt: "both", TypeBye: "both", TypeRebase: "primary", TypeAttach: "primary", TypeAttached: "mirror",
 		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror", TypeSuspect: "primary",
 		TypeQuarantine: "mirror", TypeRepair: "primary", TypeFetch: "both", TypeFetched: "both",
+		TypeAsk: "mirror", TypeTold: "primary", TypeEnded: "primary",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
@@ -107,12 +108,13 @@ func limitRows() (rows []string) {
 		{"MaxBlock: a block, and the raw payload of one Data", MaxBlock},
 		{"MaxRun: a run of Data, raw", MaxRun},
 		{"MaxOffer: hashes in one Offer", MaxOffer},
-		{"MaxEntries: entries in one Ack or Nak, extents in one Doubt, Rebase or Quarantine", MaxEntries},
+		{"MaxEntries: entries in one Ack or Nak, extents in one Doubt, Rebase, Quarantine or Ended", MaxEntries},
 		{"MaxHoles: extents of holes in one Commit", MaxHoles},
 		{"MaxDevices: devices in one Open or Attach", MaxDevices},
 		{"MaxZeroExtent: bytes that one Zero covers, or one entry of a Suspect", MaxZeroExtent},
 		{"MaxSuspects: entries in one Suspect", MaxSuspects},
 		{"MaxTree: bytes under one hash of an Offer of trees", MaxTree},
+		{"MaxListed: extents in all frames of one Ended", MaxListed},
 	} {
 		rows = append(rows, fmt.Sprintf("| %s | %d |", l.what, l.limit))
 	}
