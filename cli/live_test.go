@@ -151,7 +151,7 @@ copy: the journal is damaged
   next: run rebuild
 
 copy: read-only since 2026-01-02T03:04:06Z: other bytes were read back (class mirror-device, block 5)
-  next: run ` + "`blkmirror repair copy`" + ` at the primary
+  next: run ` + "`blkmirror repair copy`" + `
 
 copy: holds cut 5
   PRIMARY  STATE      LAG     BYTES  COMMITTED  NEEDS  STAGED  SHIPPED  ON THE WIRE  ADDRESS
@@ -263,7 +263,7 @@ func TestStatusViewOfAReadOnlyMirror(t *testing.T) {
 	v.ReadOnly = &engine.ReadOnlyCause{Reason: "block 5 differs", Class: "payload", Since: "2026-01-02T03:04:05Z"}
 	var b bytes.Buffer
 	printStatus(&b, s, time.Now())
-	want := "\ncopy: read-only since 2026-01-02T03:04:05Z: block 5 differs (class payload)\n  next: run `blkmirror repair copy` at the primary\n"
+	want := "\ncopy: read-only since 2026-01-02T03:04:05Z: block 5 differs (class payload)\n  next: run `blkmirror repair copy`\n"
 	if !strings.Contains(b.String(), want) || strings.Count(b.String(), "block 5 differs") != 1 {
 		t.Error(b.String())
 	}

@@ -24,9 +24,9 @@ func TestRepairTellsPeople(t *testing.T) {
 		{"--dry-run", done, exitIntegrity, "db at east: compared 192 KiB in 2.0 s, ranges that differ: 1 (64.0 KiB)\n  at 0+65536\n",
 			"blkmirror: repair db: mirror east differs, and is left as it was\n  next: run `blkmirror repair db` without --dry-run\n"},
 		{"--dry-run", equal, 0, "db at east: compared 192 KiB in 2.0 s, no difference\n", ""},
-		{"--from mirror", done, 0, "db at east: 3 blocks here were rotten, in 2.0 s, ranges taken from there: 1 (64.0 KiB)\n  at 0+65536\n", ""},
-		{"--from mirror --dry-run", done, 0, "db at east: 3 blocks here were rotten, in 2.0 s, ranges that it has: 1 (64.0 KiB)\n  at 0+65536\n", ""},
-		{"--from mirror", nothing, 0, "db at west: nothing to repair: no block here is known to be rotten (scrub looks for them)\n", ""},
+		{"--from mirror", done, 0, "db at east: 3 blocks of the primary were rotten, in 2.0 s, ranges taken from there: 1 (64.0 KiB)\n  at 0+65536\n", ""},
+		{"--from mirror --dry-run", done, 0, "db at east: 3 blocks of the primary were rotten, in 2.0 s, ranges that it has: 1 (64.0 KiB)\n  at 0+65536\n", ""},
+		{"--from mirror", nothing, 0, "db at west: nothing to repair: no block of the primary is known to be rotten (scrub looks for them)\n", ""},
 		{"--json", done, 0, `{"volume":"db","mirror":"east","nothing":false,"blocks":3,"compared_bytes":196608,"shipped_bytes":65536,"extents":[{"offset":0,"length":65536}],"seconds":2}` + "\n", ""},
 	}
 	for _, test := range tests {

@@ -21,8 +21,8 @@ func (a *app) scrubCommand() *cli.Command {
 Runs on either node, on that node's own disk, and needs no network; clients go on. Each block is compared
 with the checksum that was noted when it was written. One that differs although nobody has written to it is
 rot. At a mirror it is healed at once where the primary still has what was written; else the mirror is
-read-only, and 'blkmirror repair VOLUME' at the primary brings it. At a primary it is told, and 'blkmirror
-repair VOLUME --from mirror' takes it from a mirror. The exit code is 5 where rot is left. The daemon does the
+read-only, and 'blkmirror repair VOLUME' brings it. At a primary it is told, and 'blkmirror repair VOLUME
+--from mirror' takes it from a mirror. The exit code is 5 where rot is left. The daemon does the
 same by itself now and then (--scrub of serve).`,
 		"\nblkmirror scrub db\nblkmirror scrub db --rate 200MiB --json", flags,
 		func(ctx context.Context, control, volume string) error {
@@ -33,9 +33,9 @@ same by itself now and then (--scrub of serve).`,
 		})
 }
 
-// fromMirror is what a person can do about rot of this node's own disk.
+// fromMirror is what a person can do about rot of the primary's own disk.
 func fromMirror(volume string) string {
-	return fmt.Sprintf("check the disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)
+	return fmt.Sprintf("check the primary's disk (smartctl), then `%s repair %s --from mirror` takes what was written from a mirror", name, volume)
 }
 
 // scrubbed prints what a scrub came to. Rot counts more than an error behind it.
@@ -45,7 +45,7 @@ func (a *app) scrubbed(volume string, results []engine.ScrubResult, asJSON bool,
 		if len(r.Extents) > 0 {
 			text, next := "its disk does not hold what was written; the volume goes on", fromMirror(volume)
 			if r.Role == "mirror" {
-				text, next = "the mirror's disk does not hold what was written, and the mirror is read-only", fmt.Sprintf("check the disk (smartctl), and run `%s repair %s` at the primary: it brings those blocks", name, volume)
+				text, next = "the mirror's disk does not hold what was written, and the mirror is read-only", fmt.Sprintf("check the disk (smartctl), and run `%s repair %s`: it brings those blocks", name, volume)
 			}
 			rot = &engine.Error{Kind: engine.KindIntegrity, Op: "scrub", On: volume, Err: errors.New("rot: " + text), Next: next}
 		}

@@ -38,7 +38,7 @@ func TestScrubTells(t *testing.T) {
 	}{
 		{"no rot", object{"results": []any{clean}}, 0, []string{"db, primary here: compared 5.00 GiB in 12.5 s, no rot\n", "1.00 MiB had no checksum", "4.00 KiB were left out"}, nil},
 		{"rot of a primary", object{"results": []any{mine}}, exitIntegrity, []string{"rot, ranges: 1 (64.0 KiB)\n  at 0+65536\n"}, []string{"scrub db: rot: its disk", "repair db --from mirror"}},
-		{"rot of a mirror", object{"results": []any{mirror}}, exitIntegrity, []string{"rot, ranges: 2"}, []string{"the mirror is read-only", "`blkmirror repair db` at the primary"}},
+		{"rot of a mirror", object{"results": []any{mirror}}, exitIntegrity, []string{"rot, ranges: 2"}, []string{"the mirror is read-only", "`blkmirror repair db`"}},
 		{"rot, and more", object{"results": []any{mirror}, "error": broken}, exitIntegrity, nil, []string{"cannot be read\n  next: check it\nblkmirror: scrub db: rot"}},
 		{"unreadable", object{"results": []any{clean}, "error": broken}, exitDevice, []string{"no rot"}, []string{"cannot be read"}},
 	} {

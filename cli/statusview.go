@@ -45,11 +45,7 @@ func printTrouble(w io.Writer, v engine.VolumeStatus) {
 	}
 	if r != nil {
 		fmt.Fprintf(w, "\n%s: %s\n", v.Name, readOnly(r))
-		next := fmt.Sprintf("run `%s repair %s`", name, v.Name)
-		if v.Role == "mirror" {
-			next += " at the primary"
-		}
-		printNext(w, next)
+		printNext(w, fmt.Sprintf("run `%s repair %s`", name, v.Name))
 	}
 }
 

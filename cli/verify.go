@@ -26,10 +26,11 @@ func (a *app) verifyCommand() *cli.Command {
 		&cli.BoolFlag{Name: "json", Destination: &asJSON, Usage: "print one JSON object a mirror, each on a line of its own"},
 	}
 	return a.volumeCommand("verify", "compare the mirrors of a live volume with it, block by block", `
-Runs at the primary, while clients go on writing. Both sides read and hash their own disk; what was written
+Runs on either node, while clients go on writing. Both sides read and hash their own disk; what was written
 meanwhile is compared again later, and nothing is shipped. A block that differs, and still does when both
 sides have read it again, makes its mirror read-only: it keeps what it has and takes nothing new until
-'blkmirror repair VOLUME' has brought that block. The exit code is 5 then.`,
+'blkmirror repair VOLUME' has brought that block. The exit code is 5 then. At a mirror its primary is asked
+to do it, for that mirror alone, as soon as it is there.`,
 		"\nblkmirror verify db\nblkmirror verify db --mirror east --rate 100MiB --json", flags,
 		func(ctx context.Context, control, volume string) error {
 			view := a.startCheck()
@@ -56,7 +57,7 @@ func (a *app) verified(volume string, results []engine.VerifyResult, asJSON bool
 		a.printExtents(r.Extents, "ranges that differ", "no difference")
 		if len(r.Rot) > 0 {
 			fmt.Fprint(a.stdout, "  ")
-			a.printExtents(r.Rot, "rot of this node's own disk, ranges", "")
+			a.printExtents(r.Rot, "rot of the primary's own disk, ranges", "")
 		}
 		if r.ResumedAt > 0 {
 			fmt.Fprintf(a.stdout, "  it went on at %s, where one before it was interrupted\n", formatBytes(r.ResumedAt))
@@ -69,7 +70,7 @@ func (a *app) verified(volume string, results []engine.VerifyResult, asJSON bool
 		if err != nil {
 			printError(a.stderr, err)
 		}
-		return &engine.Error{Kind: engine.KindIntegrity, Op: "verify", On: volume, Err: errors.New("rot: this node's disk does not hold what was written, and the mirror does"),
+		return &engine.Error{Kind: engine.KindIntegrity, Op: "verify", On: volume, Err: errors.New("rot: the primary's disk does not hold what was written, and the mirror does"),
 			Next: fromMirror(volume)}
 	}
 	return a.differing("verify", volume, differ, "read-only now",

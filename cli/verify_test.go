@@ -72,15 +72,15 @@ func TestVerifyTellsPeople(t *testing.T) {
 			"went on at 2.00 GiB", "4.00 KiB were not compared"}, nil},
 		{"a difference", object{"results": []any{same, other}}, exitIntegrity, []string{"no difference\n", "ranges that differ: 2 (128 KiB)\n  at 0+65536\n  at 131072+65536\n"},
 			[]string{"blkmirror: verify db: mirror west differs, and is read-only now\n  next: run `blkmirror repair db`"}},
-		{"rot", object{"results": []any{rotten}}, exitIntegrity, []string{"no difference\n  rot of this node's own disk, ranges: 1 (64.0 KiB)\n  at 0+65536\n"},
-			[]string{"and the mirror does\n  next: check the disk (smartctl), then `blkmirror repair db --from mirror`"}},
+		{"rot", object{"results": []any{rotten}}, exitIntegrity, []string{"no difference\n  rot of the primary's own disk, ranges: 1 (64.0 KiB)\n  at 0+65536\n"},
+			[]string{"and the mirror does\n  next: check the primary's disk (smartctl), then `blkmirror repair db --from mirror`"}},
 		{"many differences", object{"results": []any{other, many}}, exitIntegrity, []string{"ranges that differ: 23 (1.44 MiB)", "\n  and 3 more; --json lists all\n"},
 			[]string{"mirrors west, far differ, and are read-only now"}},
 		{"one is away", object{"results": []any{same}, "error": away}, exitNetwork, []string{"db at east:"}, []string{"it is away\n  next: look there"}},
 		{"one is away, one differs", object{"results": []any{other}, "error": away}, exitIntegrity, []string{"db at west:"},
 			[]string{"it is away\n  next: look there\nblkmirror: verify db: mirror west differs"}},
-		{"refused", object{"error": object{"kind": "state", "op": "verify", "on": "db", "error": "this node is its mirror", "next": "run it at the primary"}},
-			exitState, nil, []string{"blkmirror: verify db: this node is its mirror\n  next: run it at the primary\n"}},
+		{"refused", object{"error": object{"kind": "state", "op": "verify", "on": "db", "error": "no primary has attached yet", "next": "attach one first"}},
+			exitState, nil, []string{"blkmirror: verify db: no primary has attached yet\n  next: attach one first\n"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -107,11 +107,11 @@ func TestControlJobsRefuse(t *testing.T) {
 	wantKind(t, err, KindNetwork)
 }
 
-// What is no primary here has no answer, and says where to ask.
+// What cannot be asked here says why, and what to do.
 func TestControlJobsElsewhere(t *testing.T) {
 	failed := &failedVolume{dir: "/state/db"}
 	failed.set(&Error{Kind: KindDevice, Op: "open", On: "/db", Err: errors.New("gone"), Next: "find it"})
-	for next, live := range map[string]liveVolume{"run it at the primary": &mirror{mirrorOptions: mirrorOptions{name: "db"}}, "find it": failed} {
+	for next, live := range map[string]liveVolume{"attach one first": &mirror{mirrorOptions: mirrorOptions{name: "db"}}, "find it": failed} {
 		control, _ := controlOf(t, live)
 		_, verifyErr := Verify(t.Context(), control, "db", VerifyOptions{}, nil)
 		_, repairErr := Repair(t.Context(), control, "db", RepairOptions{}, nil)

@@ -127,7 +127,7 @@ type RepairOptions struct {
 	Mirror string // its name; "": every one
 	All    bool   // not only what is in quarantine, and in any state of the mirror
 	DryRun bool   // only compare
-	From   string // "": what is not rotten here is brought; "primary": also what is; "mirror": what is rotten here is taken from a mirror
+	From   string // "": what is not rotten at the primary is brought; "primary": also what is; "mirror": that is taken from a mirror
 }
 
 // CheckProgress tells how far a verify or a repair is with one mirror. Total may grow.

@@ -124,6 +124,7 @@ func freeBytes(dir string) (int64, error) {
 //	mirrorfailsafe.go what does not hold what it must
 //	mirrordevice.go   a device that gives errors
 //	mirrorscrub.go    the device against its own index, now and then
+//	mirrorask.go      verify and repair, for which the primary is asked
 //	steppedmirror.go  the same without goroutines, for the simulator
 //
 // One goroutine, routineOwn, owns the core (engine/replica) and carries out what it decides, one action after
@@ -153,6 +154,7 @@ type mirror struct {
 	settled  error // of the clean stop
 	once     sync.Once
 
+	jobs         jobs // that the primary is asked for
 	scrubs       scrubs
 	scrubEvery   atomic.Int64 // time between scheduled ones
 	readBack     atomic.Bool  // what is written is read back, as the settings say
@@ -426,6 +428,7 @@ func (m *mirror) setAside() error {
 // stop ends the mirror cleanly: the session is told, what is committed is applied, and everything is durable
 // and recorded. Where ctx ends first, the rest is left to the next start.
 func (m *mirror) stop(ctx context.Context) error {
+	m.jobs.end()
 	m.scrubs.stop()
 	m.post(m.beginStop)
 	select {

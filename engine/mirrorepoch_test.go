@@ -417,6 +417,8 @@ func TestMirrorRefusesNonsense(t *testing.T) {
 		{"fetch behind the end", []wire.Message{&wire.Fetch{Offset: 2 * mib, Length: testBlock}}, wire.CodeProtocol},
 		{"fetched what was not asked", []wire.Message{&wire.Fetched{Offset: 0, Length: testBlock}}, wire.CodeProtocol},
 		{"fetched, with a payload", []wire.Message{&wire.Fetched{Offset: 0, Length: testBlock, Payload: make([]byte, testBlock)}}, wire.CodeProtocol},
+		{"told what was not asked", []wire.Message{&wire.Told{ID: [16]byte{1}, Total: 1}}, wire.CodeProtocol},
+		{"the end of what was not asked", []wire.Message{&wire.Ended{ID: [16]byte{1}, Flags: wire.EndedResult}}, wire.CodeProtocol},
 		{"a sync's message", []wire.Message{&wire.Open{Volume: "v", BlockSize: testBlock, Size: mib}}, wire.CodeProtocol},
 		{"a second attach", []wire.Message{&wire.Attach{Volume: "v", VolumeID: [16]byte{1}, Generation: wire.Generation{ID: [16]byte{9}, Counter: 1},
 			Incarnation: 11, Connection: 9, Size: mib + 5000, BlockSize: testBlock}}, wire.CodeProtocol},

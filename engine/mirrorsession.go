@@ -47,6 +47,7 @@ type mirrorSession struct {
 	offers  chan *wire.Offer
 	placed  placed
 	fetches *fetching
+	asking  asking
 	scratch *blockdev.Pool // of those who write to and read the device
 
 	// Of the owner.
@@ -169,6 +170,10 @@ func (s *mirrorSession) handle(msg wire.Message) error {
 		return s.fetches.wanted(s.geometry, msg)
 	case *wire.Fetched:
 		return s.fetches.fetched(s.conn, msg)
+	case *wire.Told:
+		return s.takeTold(msg)
+	case *wire.Ended:
+		return s.takeEnded(msg)
 	}
 	return protocolError("a primary does not send type %d", msg.Type())
 }

@@ -60,20 +60,6 @@ func (m *mirror) cut(context.Context, bool) (uint64, error) {
 	return 0, &Error{Kind: KindState, Op: "cut", On: m.name, Err: errors.New("this node is its mirror"), Next: "take it at the primary"}
 }
 
-// verify is a primary's: it alone knows what the mirror ought to hold.
-func (m *mirror) verify(context.Context, VerifyOptions, func(CheckProgress)) ([]VerifyResult, error) {
-	return nil, m.isMirror("verify")
-}
-
-// repair is a primary's: it has the right bytes.
-func (m *mirror) repair(context.Context, RepairOptions, func(CheckProgress)) ([]RepairResult, error) {
-	return nil, m.isMirror("repair")
-}
-
-func (m *mirror) isMirror(op string) error {
-	return &Error{Kind: KindState, Op: op, On: m.name, Err: errors.New("this node is its mirror"), Next: "run it at the primary"}
-}
-
 func (m *mirror) pause() error { return m.setPaused(true) }
 
 // resume also tries a failed mirror again at once.
@@ -146,7 +132,7 @@ func (m *mirror) fill(st *VolumeStatus) {
 	case v.err != nil:
 		return
 	case st.ReadOnly != nil:
-		st.State, st.Error, st.Next = "read-only", st.ReadOnly.Reason, "`blkmirror repair "+m.name+"` at the primary compares and brings what differs"
+		st.State, st.Error, st.Next = "read-only", st.ReadOnly.Reason, "`blkmirror repair "+m.name+"` compares and brings what differs"
 	case f.Paused:
 		st.State = "paused"
 	case v.comparing:

@@ -227,7 +227,7 @@ func (p *primary) addMirror(m MirrorConfig) *shipper {
 // closed; the first error is returned, and then the next start finds an unclean end.
 func (p *primary) stop(ctx context.Context) error {
 	end := ending{p: p}
-	p.endJobs()
+	p.jobs.end()
 	p.scrubs.stop()
 	if p.export != nil {
 		end.note("close export", p.export.Close(ctx))

@@ -73,7 +73,7 @@ type healing struct {
 // here, if any is.
 func (p *primary) repairFromMirror(ctx context.Context, o RepairOptions, chosen []*shipper, progress func(CheckProgress)) ([]RepairResult, error) {
 	if o.All {
-		return nil, &Error{Kind: KindUsage, Op: "repair", On: p.name, Err: errors.New("--from mirror takes what is rotten here from a mirror, and --all is for the other direction"),
+		return nil, &Error{Kind: KindUsage, Op: "repair", On: p.name, Err: errors.New("--from mirror takes what is rotten at the primary from a mirror, and --all is for the other direction"),
 			Next: "leave one of them away"}
 	}
 	began := time.Now()

@@ -92,7 +92,7 @@ func (s *shipper) noteDiffering(first, n uint64) {
 
 // repair brings what mirrors have in quarantine, or with All everything that differs, by way of an epoch.
 func (p *primary) repair(ctx context.Context, o RepairOptions, progress func(CheckProgress)) ([]RepairResult, error) {
-	ctx, done, err := p.job(ctx, "repair")
+	ctx, done, err := p.jobs.begin(ctx, p.name, "repair")
 	if err != nil {
 		return nil, err
 	}
@@ -146,8 +146,8 @@ func (s *shipper) undecided(o RepairOptions, cause *wire.Quarantine) error {
 		e := blockdev.Extent{Offset: int64(b) * s.p.blockSize, Length: s.p.blockSize}
 		asked := o.All || slices.ContainsFunc(cause.Extents, func(q wire.Extent) bool { return q.Offset < e.End() && e.Offset < q.Offset+q.Length })
 		if asked && s.p.stillRotten(b) {
-			return &Error{Kind: KindState, Op: "repair", On: s.p.name, Err: fmt.Errorf("block %d is rotten here: mirror %s would get what this disk made of it", b, s.config.Name),
-				Next: "say --from mirror first, which takes it from a mirror that has what was written; or --from primary, if this disk is to be believed"}
+			return &Error{Kind: KindState, Op: "repair", On: s.p.name, Err: fmt.Errorf("block %d is rotten at the primary: mirror %s would get what that disk made of it", b, s.config.Name),
+				Next: "say --from mirror first, which takes it from a mirror that has what was written; or --from primary, if that disk is to be believed"}
 		}
 	}
 	return nil

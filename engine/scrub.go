@@ -254,7 +254,7 @@ func (r *ScrubResult) scrubError(ctx context.Context, err error) error {
 	if err == nil && len(r.Unreadable) > 0 {
 		e, next := r.Unreadable[0], "the volume goes on"
 		if r.Role == "mirror" {
-			next = "`blkmirror repair VOLUME` at the primary has them written again"
+			next = "`blkmirror repair VOLUME` has them written again"
 		}
 		return &Error{Kind: KindDevice, Op: "scrub", On: r.Volume, Err: fmt.Errorf("%d ranges cannot be read, the first at %d+%d", len(r.Unreadable), e.Offset, e.Length),
 			Next: "check the disk (dmesg, smartctl); " + next}

@@ -24,6 +24,7 @@ import (
 //	shipread.go      readers take closed pages, hash and pack them, and send
 //	shipreceive.go   what the mirror answers
 //	shipfailsafe.go  mismatches: what the mirror is told, and what it says of itself
+//	shiperrand.go    verify and repair, for which the mirror's node asks
 //
 // Locks, in this order: hands, sending, mu. Whoever has a batch between reading and sending holds hands
 // shared; routineDrive takes it exclusively to know that nobody does.
@@ -70,6 +71,7 @@ type shipper struct {
 	verified    uint64                 // block up to which a verify came that was cut off
 	verifyPool  *blockdev.Pool
 	mismatches  struct{ wire, source, mirror int64 }
+	errands     errands
 
 	wake     chan struct{} // one token: routineDrive has something to look at
 	redial   chan struct{} // one token: connect now
@@ -131,6 +133,7 @@ func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
 	s := &shipper{p: p, config: m, capture: c, pool: blockdev.NewPool(cmp.Or(p.sizes.ShipMemory, shipMemory)), kept: map[uint64]item{}, offers: map[uint64]claim{},
 		tries: map[int64]int{}, checks: map[uint64]chan []byte{},
 		verifyPool: blockdev.NewPool(verifyWorkers * offerBytes), blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
+	s.errands.wake = make(chan struct{}, 1)
 	s.sets = p.tracker.AddConsumer(m.Name, c)
 	known := p.facts.of(m.Name)
 	g := p.facts.get().Generation
@@ -153,6 +156,7 @@ func (s *shipper) start(ctx context.Context) {
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	s.routines.Go(func() { s.routineDrive(ctx) })
 	s.routines.Go(func() { s.routineConnect(ctx) })
+	s.routines.Go(func() { s.routineErrands(ctx) })
 }
 
 func (s *shipper) stop() {

@@ -67,6 +67,8 @@ func (s *shipper) handle(m wire.Message) error {
 		return s.session.fetches.wanted(geometry{size: s.p.size, blockSize: s.p.blockSize}, m)
 	case *wire.Fetched:
 		return s.session.fetches.fetched(s.session.conn, m)
+	case *wire.Ask:
+		return s.takeAsk(s.session, m)
 	case *wire.Doubt:
 		err = s.takeDoubt(m)
 	default:

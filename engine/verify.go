@@ -26,50 +26,6 @@ const (
 	verifyTries   = 3                      // readings of both sides before a block counts as different
 )
 
-// jobs are what a person has a primary do, one at a time: they end with it.
-type jobs struct {
-	mu     sync.Mutex
-	under  string // what is under way
-	closed bool
-	ended  sync.WaitGroup
-	cancel context.CancelCauseFunc
-}
-
-// job begins one. done ends it.
-func (p *primary) job(ctx context.Context, what string) (job context.Context, done func(), err error) {
-	j := &p.jobs
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	switch {
-	case j.closed:
-		return nil, nil, errMirrorStopped(p.name)
-	case j.under != "":
-		return nil, nil, &Error{Kind: KindState, Op: what, On: p.name, Err: fmt.Errorf("a %s is under way", j.under), Next: "wait for it, or end it"}
-	}
-	job, j.cancel = context.WithCancelCause(ctx)
-	j.under = what
-	j.ended.Add(1)
-	return job, func() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.cancel(nil)
-		j.under = ""
-		j.ended.Done()
-	}, nil
-}
-
-// endJobs ends what is under way, and waits.
-func (p *primary) endJobs() {
-	j := &p.jobs
-	j.mu.Lock()
-	j.closed = true
-	if j.under != "" {
-		j.cancel(errDaemonStops)
-	}
-	j.mu.Unlock()
-	j.ended.Wait()
-}
-
 // chosen are the mirrors that a person named: one, or all.
 func (p *primary) chosen(op, name string) ([]*shipper, error) {
 	all := p.shippers()
@@ -88,7 +44,7 @@ func (p *primary) chosen(op, name string) ([]*shipper, error) {
 
 // verify compares mirrors with what is here.
 func (p *primary) verify(ctx context.Context, o VerifyOptions, progress func(CheckProgress)) ([]VerifyResult, error) {
-	ctx, done, err := p.job(ctx, "verify")
+	ctx, done, err := p.jobs.begin(ctx, p.name, "verify")
 	if err != nil {
 		return nil, err
 	}
