@@ -152,7 +152,7 @@ func TestVerifyAndRepairInOrder(t *testing.T) {
 	for _, command := range []string{"verify", "repair"} {
 		p.primary.ask(command, "v", "--mirror", "nowhere").fails(t, 2, "nowhere")
 		p.primary.ask(command, "w").fails(t, 7)
-		p.mirror.ask(command, "v").fails(t, 7, "mirror", "primary")
+		p.mirror.ask(command, "v").ok(t)
 	}
 
 	begin := func() *proc {

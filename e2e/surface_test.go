@@ -98,13 +98,13 @@ func TestStatusAndInspect(t *testing.T) {
 	blkmirror(t, "inspect", filepath.Join(p.dir, "none")).fails(t, 6)
 }
 
-// Only a primary can compare and repair: any other node says where to ask.
-func TestVerifyAndRepairAreForThePrimary(t *testing.T) {
+// Without a primary there is nobody who could compare and repair.
+func TestVerifyAndRepairTakeAPrimary(t *testing.T) {
 	p := newPair(t, mib)
 	s := serve(t, p.state, "v="+p.dst)
 	for _, command := range []string{"verify", "repair"} {
 		for _, flags := range [][]string{nil, {"--json"}, {"--mirror", "127.0.0.1:7418"}} {
-			r := blkmirror(t, append([]string{command, "v", "--control", s.control}, flags...)...).fails(t, 7, "at the primary")
+			r := blkmirror(t, append([]string{command, "v", "--control", s.control}, flags...)...).fails(t, 7, "no primary")
 			if r.stdout != "" {
 				t.Errorf("stdout: %s", r.stdout)
 			}
