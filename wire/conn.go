@@ -25,7 +25,8 @@ type ConnOptions struct {
 	// PingEvery is how long the connection may be quiet in one direction before a Ping is sent; 0: 2 s,
 	// or a fifth of DeadAfter where that is less.
 	PingEvery time.Duration
-	// DeadAfter is how long nothing at all may move; 0: 10 s. Four measured round trips, where longer.
+	// DeadAfter is how long nothing at all may move, at least; 0: 10 s. It grows with the measured round
+	// trips (Conn.dead).
 	DeadAfter time.Duration
 	// HandshakeTimeout is how long it may take until Established; 0: HandshakeTimeout.
 	HandshakeTimeout time.Duration
@@ -59,6 +60,8 @@ type Conn struct {
 	sent, received atomic.Int64 // bytes
 	control        atomic.Int64 // of sent: bytes of Ping and Pong
 	rtt            atomic.Int64 // ns, smoothed; 0: none measured yet
+	usual          atomic.Int64 // ns, the same without spikes (live.go)
+	heard          atomic.Int64 // ns since began: when the last byte came
 
 	out struct { // send.go
 		turn
@@ -87,6 +90,7 @@ type Conn struct {
 	end struct {
 		sync.Mutex
 		err error
+		at  time.Time // when err was set
 		// said is what the peer gave as its reason before the connection ended; heard is closed then.
 		said  *RemoteError
 		heard chan struct{}
@@ -138,6 +142,18 @@ func (c *Conn) Received() int64 { return c.received.Load() }
 // measured.
 func (c *Conn) RTT() time.Duration { return time.Duration(c.rtt.Load()) }
 
+// Lifetime is how old the connection is, or has become, and how long nothing had come from the peer by then.
+func (c *Conn) Lifetime() (age, quiet time.Duration) {
+	c.end.Lock()
+	at := c.end.at
+	c.end.Unlock()
+	if at.IsZero() {
+		at = time.Now()
+	}
+	age = at.Sub(c.began)
+	return age, max(0, age-time.Duration(c.heard.Load()))
+}
+
 // Done is closed when the connection has ended; Err says why.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
@@ -167,7 +183,7 @@ func (c *Conn) fail(err error) error {
 		if c.end.said != nil && Classify(err) == ClassReset {
 			err = c.end.said
 		}
-		c.end.err = err
+		c.end.err, c.end.at = err, time.Now()
 		close(c.done)
 		c.nc.Close()
 	}

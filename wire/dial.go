@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,23 +15,35 @@ import (
 // HandshakeTimeout limits connecting, and from there the time until Conn.Established.
 const HandshakeTimeout = 10 * time.Second
 
-// What Tune sets on a socket.
+// What Tune sets on a socket. A Conn watches its connection from the first byte to the last (live.go), waits for a
+// minute of silence where the path is slow, and knows what the kernel does not: which path is slow. So the kernel's
+// own limits are for what no Conn watches any more, and lie beyond all that a Conn waits for: with 30 s here the
+// kernel would end a connection that a spike has stopped. A connection that is not established yet, or one-shot,
+// needs none of them either: connecting and the handshake have HandshakeTimeout, and every session has a Conn.
 const (
-	userTimeout     = 30 * time.Second
-	keepAliveIdle   = 10 * time.Second
-	keepAliveEvery  = 5 * time.Second
-	keepAliveProbes = 4
+	userTimeout     = 5 * time.Minute
+	keepAliveIdle   = time.Minute
+	keepAliveEvery  = 30 * time.Second
+	keepAliveProbes = 8 // with userTimeout set the kernel goes by that
 	notSentLowat    = 1 << 20
 )
 
-// Dial connects to HOST:PORT, resolving the name anew, within ctx and HandshakeTimeout, and tunes the
-// connection.
+// Of one Dial.
+const (
+	maxAddresses = 16
+	headStart    = 250 * time.Millisecond // of each address before the next is tried beside it
+)
+
+// Dial connects to HOST:PORT within ctx and HandshakeTimeout, and tunes the connection. The name is resolved
+// anew, and all its addresses are tried, IPv6 and IPv4 in turn: an address that does not answer costs the
+// next one a quarter of a second. The error names each address and what came of it.
 func Dial(ctx context.Context, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: HandshakeTimeout}
+	d := net.Dialer{}
 	d.SetMultipathTCP(false) // what Tune sets is TCP's
-	nc, err := d.DialContext(ctx, "tcp", addr)
+	r := dialer{lookup: net.DefaultResolver.LookupNetIP, dial: d.DialContext}
+	nc, err := r.connect(ctx, addr)
 	if err != nil {
-		return nil, err // it names the address
+		return nil, err // it names the addresses
 	}
 	if err := Tune(nc); err != nil {
 		nc.Close()
@@ -38,6 +51,121 @@ func Dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	return nc, nil
 }
+
+// dialer is what Dial needs of the system.
+type dialer struct {
+	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// connect returns the first connection that comes about. net.Dialer would try all addresses too, but within a
+// share of the time each, and tell of the first alone.
+func (d *dialer) connect(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, HandshakeTimeout)
+	defer cancel()
+	addrs, err := d.resolve(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	type result struct {
+		nc  net.Conn
+		err error
+	}
+	results := make(chan result)
+	begun, open := 0, 0
+	begin := func() {
+		to := addrs[begun]
+		begun, open = begun+1, open+1
+		go func() { // it ends with ctx at the latest, and below somebody takes what it says
+			nc, err := d.dial(ctx, "tcp", to)
+			results <- result{nc, err}
+		}()
+	}
+	begin()
+	next := time.NewTicker(headStart)
+	defer next.Stop()
+	var won net.Conn
+	var failed []error
+	for open > 0 {
+		select {
+		case r := <-results:
+			open--
+			switch {
+			case r.err == nil && won == nil:
+				won = r.nc
+				cancel() // and wait for the others
+			case r.err == nil:
+				r.nc.Close()
+			default:
+				failed = append(failed, r.err) // it names the address
+			}
+			if r.err != nil && won == nil && open == 0 && begun < len(addrs) && ctx.Err() == nil {
+				begin()
+			}
+		case <-next.C:
+			if won == nil && begun < len(addrs) && ctx.Err() == nil {
+				begin()
+			}
+		}
+	}
+	if won == nil {
+		return nil, &dialError{failed}
+	}
+	return won, nil
+}
+
+// resolve returns the addresses of HOST:PORT, those of the two families in turn, the resolver's favourite first.
+func (d *dialer) resolve(ctx context.Context, addr string) ([]string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if host == "" {
+		host = "localhost"
+	}
+	ips, err := d.lookup(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	var families [2][]string
+	first := 0
+	for i, ip := range ips {
+		ip = ip.Unmap()
+		family := 0
+		if ip.Is4() {
+			family = 1
+		}
+		if i == 0 {
+			first = family
+		}
+		families[family] = append(families[family], net.JoinHostPort(ip.String(), port))
+	}
+	var all []string
+	for i := range ips {
+		for _, family := range [2]int{first, 1 - first} {
+			if i < len(families[family]) {
+				all = append(all, families[family][i])
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil, &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}
+	}
+	return all[:min(len(all), maxAddresses)], nil
+}
+
+// dialError is what became of each address.
+type dialError struct{ all []error }
+
+func (e *dialError) Error() string {
+	var texts []string
+	for _, err := range e.all {
+		texts = append(texts, err.Error())
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (e *dialError) Unwrap() []error { return e.all }
 
 // Listen waits for connections at HOST:PORT; those that it accepts are tuned.
 func Listen(addr string) (net.Listener, error) {
@@ -76,8 +204,7 @@ func Tune(nc net.Conn) error {
 	if err := tcp.SetNoDelay(true); err != nil {
 		return err
 	}
-	// A peer whose machine died takes an idle connection with it: half a minute, not two hours. Conn's
-	// own pings are faster; this is for connections that nobody pings (yet, or any more).
+	// A peer whose machine died takes a connection with it that nobody watches: minutes, not two hours.
 	err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{
 		Enable: true, Idle: keepAliveIdle, Interval: keepAliveEvery, Count: keepAliveProbes,
 	})

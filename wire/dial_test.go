@@ -1,8 +1,16 @@
 package wire
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -49,9 +57,9 @@ func TestTune(t *testing.T) {
 		}
 		err = raw.Control(func(fd uintptr) {
 			for _, o := range []struct{ level, name, want int }{
-				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30000},
-				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 10}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 5},
-				{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4}, {unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, 1 << 20},
+				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 300_000},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 30},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 8}, {unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, 1 << 20},
 				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 			} {
 				if got, err := unix.GetsockoptInt(int(fd), o.level, o.name); err != nil || got != o.want {
@@ -77,5 +85,87 @@ func TestDialRefused(t *testing.T) {
 	}
 	if _, err := l.Accept(); Classify(err) != ClassLocalStop {
 		t.Errorf("accept on a closed listener: %v", err)
+	}
+}
+
+// resolver answers with fixed addresses.
+func resolver(addrs ...string) func(context.Context, string, string) ([]netip.Addr, error) {
+	return func(context.Context, string, string) (ips []netip.Addr, err error) {
+		for _, a := range addrs {
+			ips = append(ips, netip.MustParseAddr(a))
+		}
+		return ips, nil
+	}
+}
+
+// TestDialAll: every address of a name is tried, the families in turn; one that hangs stops no other, and who
+// loses is closed.
+func TestDialAll(t *testing.T) {
+	var mu sync.Mutex
+	var tried []string
+	var late, other net.Conn
+	d := dialer{lookup: resolver("192.0.2.1", "192.0.2.2", "::ffff:192.0.2.3", "2001:db8::1")}
+	d.dial = func(ctx context.Context, _, addr string) (net.Conn, error) {
+		mu.Lock()
+		tried = append(tried, addr)
+		mu.Unlock()
+		switch addr {
+		case "192.0.2.1:7": // hangs, and comes about when it is too late
+			<-ctx.Done()
+			late, other = net.Pipe()
+			return late, nil
+		case "192.0.2.3:7":
+			a, _ := net.Pipe()
+			return a, nil
+		}
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", addr, syscall.ECONNREFUSED)}
+	}
+	nc, err := d.connect(t.Context(), "name:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	want := []string{"192.0.2.1:7", "[2001:db8::1]:7", "192.0.2.2:7", "192.0.2.3:7"}
+	if !slices.Equal(tried, want) {
+		t.Errorf("tried %v, want %v", tried, want)
+	}
+	if _, err := other.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection that was not needed: %v", err)
+	}
+}
+
+// TestDialNames: an error names each address and its cause, and has a class.
+func TestDialNames(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	l.Close()
+	var system net.Dialer
+	d := dialer{lookup: resolver("127.0.0.1", "127.0.0.2", "::1"), dial: system.DialContext}
+	_, err = d.connect(t.Context(), "name:"+port)
+	for _, a := range []string{"127.0.0.1:", "127.0.0.2:", "[::1]:"} {
+		if err == nil || !strings.Contains(err.Error(), a+port) {
+			t.Fatalf("the error does not name %s%s: %v", a, port, err)
+		}
+	}
+	if Classify(err) != ClassRefused {
+		t.Errorf("%v has class %s", err, Classify(err))
+	}
+	d.dial = func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}
+	}
+	if _, err := d.connect(t.Context(), "name:7"); Classify(err) != ClassTimeout {
+		t.Errorf("%v has class %s", err, Classify(err))
+	}
+	for _, addr := range []string{"no-such-host.invalid:7", "no port"} {
+		if _, err := Dial(t.Context(), addr); err == nil || !strings.Contains(err.Error(), strings.TrimSuffix(addr, ":7")) {
+			t.Errorf("dial %s: %v", addr, err)
+		}
+	}
+	d.lookup = resolver()
+	if _, err := d.connect(t.Context(), "name:7"); Classify(err) != ClassDNS {
+		t.Errorf("a name without addresses: %v", err)
 	}
 }

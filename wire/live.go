@@ -20,8 +20,27 @@ import (
 // both ways and needs no ping to prove its life.
 const pingsPerSample = 5
 
-// dead is how long nothing may move: the floor, or four round trips where these take longer.
-func (c *Conn) dead() time.Duration { return max(c.options.DeadAfter, 4*c.RTT()) }
+// How long a path may stand still before the peer counts as dead: paths swell to a hundred times their usual
+// round trip (a full queue, a radio link, a route that changes) and come back. A minute is the most that is
+// waited for that alone, so that a dead peer is found within tens of seconds on any path.
+const (
+	spike     = 100
+	spikeMost = time.Minute
+	// A higher sample lifts the usual round trip by at most this part of itself, a lower one draws it down as
+	// fast as it draws the smoothed one.
+	usualRise = 64
+	rttWeight = 8
+)
+
+// dead is how long nothing may move: the floor; four round trips, where these take longer by now; a spike. The
+// last begins when the last byte has come, and what ends it may be asked for a ping's interval later.
+func (c *Conn) dead() time.Duration {
+	most := min(spike*time.Duration(c.usual.Load()), spikeMost)
+	if most > 0 {
+		most += 2 * c.options.PingEvery
+	}
+	return max(c.options.DeadAfter, 4*c.RTT(), most)
+}
 
 // owePong notes that a Ping is to be answered. Where several are, the last one is enough.
 func (c *Conn) owePong(m *Ping) {
@@ -38,10 +57,25 @@ func (c *Conn) takePong(m *Pong) {
 	if m.Sent < 0 || took <= 0 {
 		return
 	}
-	if old := c.RTT(); old > 0 {
-		took = (7*old + took) / 8
+	c.measured(took)
+}
+
+// measured takes a round trip into the two averages. The usual one knows spikes only by their number: a sample
+// that is higher lifts it by a small part of what it is, however high the sample.
+func (c *Conn) measured(took time.Duration) {
+	old, usual := c.RTT(), time.Duration(c.usual.Load())
+	if old == 0 {
+		c.rtt.Store(int64(took))
+		c.usual.Store(int64(took))
+		return
 	}
-	c.rtt.Store(int64(took))
+	c.rtt.Store(int64(((rttWeight-1)*old + took) / rttWeight))
+	if took < usual {
+		usual = ((rttWeight-1)*usual + took) / rttWeight
+	} else {
+		usual = min(took, usual+usual/usualRise+1)
+	}
+	c.usual.Store(int64(usual))
 }
 
 func (c *Conn) wakeControl() {

@@ -150,6 +150,93 @@ func TestBusyHere(t *testing.T) {
 	}
 }
 
+// silence is after how many seconds of it a connection ends that did all it can.
+func silence(t *testing.T, c *Conn) int {
+	t.Helper()
+	w := watch{conn: c, acked: func() (int64, bool) { return 0, false }}
+	for i := range 1000 {
+		if err := w.look(time.Second); err != nil {
+			if Classify(err) != ClassTimeout {
+				t.Fatal(err)
+			}
+			return i + 1
+		}
+	}
+	t.Fatal("the connection outlives its peer")
+	return 0
+}
+
+func quietConn(samples ...time.Duration) *Conn {
+	c := bareConn(nil)
+	c.options = ConnOptions{}.withDefaults()
+	c.live.established.Store(true)
+	c.live.reading.Store(true)
+	for _, took := range samples {
+		c.measured(took)
+	}
+	return c
+}
+
+// TestSpike: a hundred times the usual round trip ends nothing, whatever the path; a peer that is dead is found
+// within tens of seconds; and a spike is not usual at once.
+func TestSpike(t *testing.T) {
+	for _, usual := range []time.Duration{100 * time.Microsecond, time.Millisecond, 20 * time.Millisecond, 90 * time.Millisecond,
+		100 * time.Millisecond, 200 * time.Millisecond, 600 * time.Millisecond, 2 * time.Second} {
+		found := time.Duration(silence(t, quietConn(usual))) * time.Second
+		if found < 10*time.Second || found < min(spike*usual, spikeMost) || found > spikeMost+5*time.Second {
+			t.Errorf("usual round trip %v: a dead peer is found after %v", usual, found)
+		}
+	}
+	// 1 ms, then 3 s for as long as a few pings take, then 1 ms.
+	c := quietConn(time.Millisecond)
+	for range 10 {
+		c.measured(3 * time.Second)
+	}
+	if found := silence(t, c); found > 13 {
+		t.Errorf("a dead peer is found after %d s: ten samples of 3 s are usual already", found)
+	}
+	for range 100 {
+		c.measured(time.Millisecond)
+	}
+	if found := silence(t, c); found != 10 {
+		t.Errorf("a dead peer is found after %d s, long after the spike", found)
+	}
+	// What lasts becomes usual, and what was too high when it was first measured does not.
+	c = quietConn(time.Millisecond)
+	for range 1000 {
+		c.measured(300 * time.Millisecond)
+	}
+	if found := silence(t, c); found < 30 {
+		t.Errorf("a path of 300 ms for an hour: given up after %d s", found)
+	}
+	c = quietConn(10 * time.Second)
+	for range 100 {
+		c.measured(time.Millisecond)
+	}
+	if found := silence(t, c); found != 10 {
+		t.Errorf("first sample in a spike: a dead peer is found after %d s", found)
+	}
+}
+
+// TestLifetime: a connection knows how old it became and how long it was quiet.
+func TestLifetime(t *testing.T) {
+	a, b := pair(t, "tcp", ConnOptions{DeadAfter: time.Minute})
+	go b.Next() // ends with the connection
+	if _, err := func() (Message, error) { b.Send(&Window{1}); return a.Next() }(); err != nil {
+		t.Fatal(err)
+	}
+	age, quiet := a.Lifetime()
+	if age <= 0 || quiet > age {
+		t.Errorf("age %v, quiet for %v", age, quiet)
+	}
+	a.Close(nil)
+	age, quiet = a.Lifetime()
+	time.Sleep(2 * time.Millisecond)
+	if later, still := a.Lifetime(); later != age || still != quiet {
+		t.Errorf("a connection that has ended grew from %v to %v", age, later)
+	}
+}
+
 // TestHandshakeTimeout: a peer that connects and says nothing does not stay; one that is established may.
 func TestHandshakeTimeout(t *testing.T) {
 	x, _ := ends(t, "tcp")

@@ -20,7 +20,10 @@ func (s *source) Read(p []byte) (int, error) {
 	s.conn.live.reading.Store(true)
 	n, err := s.conn.nc.Read(p)
 	s.conn.live.reading.Store(false)
-	s.conn.received.Add(int64(n))
+	if n > 0 {
+		s.conn.received.Add(int64(n))
+		s.conn.heard.Store(int64(time.Since(s.conn.began)))
+	}
 	return n, err
 }
 
