@@ -75,6 +75,10 @@ func check(m Message) error {
 		return m.check()
 	case *Ended:
 		return m.check()
+	case *Door:
+		return m.check()
+	case *Knock:
+		return m.check()
 	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}

@@ -335,3 +335,17 @@ func (m *Ended) Join(next *Ended) error {
 	m.Flags = next.Flags
 	return nil
 }
+
+func (m *Door) check() error {
+	if m.Port == 0 {
+		return broken("Door without a port")
+	}
+	return nil
+}
+
+func (m *Knock) check() error {
+	if m.VolumeID == [16]byte{} {
+		return broken("Knock without a volume id")
+	}
+	return nil
+}

@@ -95,6 +95,10 @@ func decodeFields(h header, r *reader) Message {
 		return decodeTold(r)
 	case TypeEnded:
 		return decodeEnded(r)
+	case TypeDoor:
+		return decodeDoor(r)
+	case TypeKnock:
+		return &Knock{r.id()}
 	}
 	r.fail("has no decoder")
 	return nil

@@ -142,3 +142,9 @@ func decodeEnded(r *reader) *Ended {
 	}
 	return m
 }
+
+func decodeDoor(r *reader) *Door {
+	m := &Door{r.u16()}
+	r.reserved(6)
+	return m
+}

@@ -151,6 +151,10 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendTold(b, m)
 	case *Ended:
 		return appendEnded(b, m)
+	case *Door:
+		return appendDoor(b, m)
+	case *Knock:
+		return append(b, m.VolumeID[:]...)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

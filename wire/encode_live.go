@@ -20,6 +20,9 @@ const (
 	askFixed   = 32
 	toldFixed  = 40
 	endedFixed = 80
+
+	doorSize  = 8
+	knockSize = 16
 )
 
 // Generation, within Attach and Attached
@@ -358,4 +361,13 @@ func appendEnded(b []byte, m *Ended) []byte {
 		b = append(b, s...)
 	}
 	return appendExtents(appendExtents(b, m.Differ), m.Rot)
+}
+
+// Door
+//
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|     port      |                   reserved                    |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+func appendDoor(b []byte, m *Door) []byte {
+	return append(le.AppendUint16(b, m.Port), 0, 0, 0, 0, 0, 0)
 }

@@ -229,6 +229,8 @@ func classOfCode(code Code) Class {
 		return ClassIntegrity
 	case CodeAuth:
 		return ClassAuth
+	case CodeUnknown, CodeBusy, CodeMounted, CodeSmaller, CodeLarger, CodeSame, CodeState, CodeHistory, CodeOlder:
+		return ClassRefused
 	}
 	return ClassPeerStopped
 }

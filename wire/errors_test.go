@@ -79,7 +79,7 @@ func TestClassify(t *testing.T) {
 		{ErrProtocol, ClassProtocol}, {ErrNotBlkmirror, ClassProtocol}, {&RemoteError{Code: CodeProtocol}, ClassProtocol},
 		{&RemoteError{Code: CodeStopped}, ClassPeerStopped}, {&RemoteError{Code: CodeDevice}, ClassPeerStopped},
 		{&RemoteError{Code: 999}, ClassPeerStopped},
-		{&RemoteError{Code: CodeHistory}, ClassPeerStopped}, {&RemoteError{Code: CodeOlder}, ClassPeerStopped},
+		{&RemoteError{Code: CodeHistory}, ClassRefused}, {&RemoteError{Code: CodeOlder}, ClassRefused}, {&RemoteError{Code: CodeBusy}, ClassRefused},
 		{&RemoteError{Code: CodeReplaced}, ClassPeerStopped}, {&RemoteError{Code: CodePaused}, ClassPeerStopped},
 		{ErrHistory, ClassLocalStop}, {ErrOlder, ClassLocalStop}, {ErrReplaced, ClassLocalStop}, {ErrPaused, ClassLocalStop},
 		{ErrClosed, ClassLocalStop}, {context.Canceled, ClassLocalStop}, {net.ErrClosed, ClassLocalStop},

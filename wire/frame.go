@@ -72,6 +72,8 @@ const (
 	TypeAsk        Type = 35
 	TypeTold       Type = 36
 	TypeEnded      Type = 37
+	TypeDoor       Type = 38
+	TypeKnock      Type = 39
 )
 
 // spec is what a header may say for one type.
@@ -121,6 +123,8 @@ var specs = [...]spec{
 	TypeAsk:        {"Ask", askFixed, askFixed + MaxText, 0},
 	TypeTold:       {"Told", toldFixed, toldFixed + MaxText, 0},
 	TypeEnded:      {"Ended", endedFixed, endedFixed + 5*MaxText + MaxEntries*extentSize, 0},
+	TypeDoor:       {"Door", doorSize, doorSize, 0},
+	TypeKnock:      {"Knock", knockSize, knockSize, 0},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -169,6 +173,8 @@ func (*Fetched) Type() Type    { return TypeFetched }
 func (*Ask) Type() Type        { return TypeAsk }
 func (*Told) Type() Type       { return TypeTold }
 func (*Ended) Type() Type      { return TypeEnded }
+func (*Door) Type() Type       { return TypeDoor }
+func (*Knock) Type() Type      { return TypeKnock }
 
 // header is what a frame's first bytes say.
 type header struct {

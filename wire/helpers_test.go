@@ -84,6 +84,8 @@ func samples() []Message {
 			Failure: Failure{4, "verify", "db", "two blocks differ", "look at the disk"},
 			Differ:  []Extent{{128 << 10, 64 << 10}, {1 << 30, 4096}}, Rot: []Extent{{0, 64 << 10}},
 		},
+		&Door{7070},
+		&Knock{[16]byte{1, 2, 3}},
 	}
 }
 

@@ -262,3 +262,16 @@ type Failure struct {
 	Kind               uint8 // what has to be done about it: 0 to lastKind
 	Op, On, Text, Next string
 }
+
+// Door tells the mirror where its primary can be knocked at: at the address that the connection comes from, and
+// this port. Once in a session, at any time behind Attached.
+type Door struct {
+	Port uint16 // never 0
+}
+
+// Knock is what a mirror that was started has to say to its last primary, behind the Hellos of a connection of
+// its own: come back. It is answered with Bye (done), or Refused, and gives no right: the primary dials the
+// address that it was told by a person, if it knows the volume and the mirror's node at all.
+type Knock struct {
+	VolumeID [16]byte // never zero
+}

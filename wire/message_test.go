@@ -189,6 +189,10 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		return m
 	case TypeAsk, TypeTold, TypeEnded:
 		return randomJob(r, kind, id(), text, func() []Extent { return pages(r.IntN(MaxEntries/2), true) })
+	case TypeDoor:
+		return &Door{1 + uint16(r.Uint32N(1<<16-1))}
+	case TypeKnock:
+		return &Knock{[16]byte{byte(1 + r.Uint32N(255)), byte(r.Uint32())}}
 	}
 	return nil
 }
@@ -251,6 +255,8 @@ func TestBroken(t *testing.T) {
 		many[i] = Extent{int64(i) * pageSize, pageSize}
 	}
 	cases := map[string]Message{
+		"door of port 0":      &Door{},
+		"knock at nothing":    &Knock{},
 		"fetch of nothing":    &Fetch{Offset: 4096},
 		"fetch of too much":   &Fetch{Offset: 4096, Length: MaxBlock + 1},
 		"fetch before zero":   &Fetch{Offset: -4096, Length: 4096},
@@ -465,6 +471,7 @@ func TestReserved(t *testing.T) {
 		TypeOffer: {28, 29, 30, 31}, TypeSuspect: {1, 2, 3, 4, 5, 6, 7, 28, 29, 30, 31, 80 + 28}, TypeQuarantine: {4, 5, 6, 7},
 		TypeRepair: {1, 2, 3, 4, 5, 6, 7}, TypeFetch: {12, 13, 14, 15}, TypeFetched: {12, 13, 14, 15},
 		TypeAsk: {22, 23}, TypeTold: {34, 35, 36, 37, 38, 39}, TypeEnded: {30, 31},
+		TypeDoor: {2, 3, 4, 5, 6, 7},
 	}
 	for _, m := range samples() {
 		for _, at := range reserved[m.Type()] {

@@ -74,7 +74,7 @@ func typeRows() (rows []string) {
 		TypeHalt: "both", TypeBye: "both", TypeRebase: "primary", TypeAttach: "primary", TypeAttached: "mirror",
 		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror", TypeSuspect: "primary",
 		TypeQuarantine: "mirror", TypeRepair: "primary", TypeFetch: "both", TypeFetched: "both",
-		TypeAsk: "mirror", TypeTold: "primary", TypeEnded: "primary",
+		TypeAsk: "mirror", TypeTold: "primary", TypeEnded: "primary", TypeDoor: "primary", TypeKnock: "mirror",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
