@@ -135,7 +135,7 @@ func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, n
 		if d := m.LastDisconnect; d != nil {
 			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", cmp.Or(m.Name, m.Node), ago(d.At, now), d.Class, d.Error)
 			if m.State == "connecting" || m.State == "refused" {
-				printNext(w, d.Next())
+				printNext(w, d.Next)
 			}
 		}
 	}

@@ -22,6 +22,7 @@ import (
 // The control socket speaks HTTP and JSON over a unix socket with mode 0600:
 //
 //	GET  /status[?volume=]                       Status
+//	GET  /history[?volume=]                      History
 //	POST /cut?volume=&wait=1&timeout=60s         CutResult
 //	POST /pause?volume=
 //	POST /resume?volume=[&overwrite=MIRROR]
@@ -42,6 +43,15 @@ type NodeStatus struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
+	// Disconnects counts them since the start, by class; each class is there.
+	Disconnects map[string]int64 `json:"disconnects,omitempty"`
+}
+
+// History is what the control socket answers (GET /history), and `status --history --json` prints. The JSON form
+// is an interface: only ever added to.
+type History struct {
+	Node    NodeStatus   `json:"node"`
+	History []Disconnect `json:"history"` // oldest first; at most 100, also of earlier processes
 }
 
 // VolumeStatus tells the state of one volume.

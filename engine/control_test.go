@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/blkmirror/blkmirror/wire"
 )
 
 // fakeLive is a live volume that notes what it is asked for.
@@ -34,7 +36,7 @@ func (f *fakeLive) note(call string) error {
 
 func (f *fakeLive) fill(st *VolumeStatus) {
 	st.Role, st.State, st.Epoch = "primary", "ok", 7
-	st.Mirrors = []MirrorStatus{{Node: "east", State: "connected", LastDisconnect: &DisconnectCause{Class: "reset", Error: "x"}}}
+	st.Mirrors = []MirrorStatus{{Node: "east", State: "connected", LastDisconnect: &DisconnectCause{Class: "reset", Error: "x", Next: "n"}}}
 }
 
 func (f *fakeLive) cut(ctx context.Context, wait bool) (uint64, error) {
@@ -66,7 +68,9 @@ func controlOf(t *testing.T, live liveVolume) (control string, close func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	s := &server{id: "id", listener: l, names: []string{"db", "disk"}, volumes: map[string]*volume{
+	d := newDisconnects(func(string) {}, time.Now)
+	d.add(Disconnect{Role: "primary", Volume: "db", Peer: "east"}, lived)
+	s := &server{id: "id", disconnects: d, listener: l, names: []string{"db", "disk"}, volumes: map[string]*volume{
 		"db": {name: "db", path: "/db", live: live}, "disk": {name: "disk", path: "/disk", state: "ok"},
 	}}
 	s.Control = filepath.Join(t.TempDir(), "c.sock")
@@ -110,6 +114,18 @@ func TestControlCommands(t *testing.T) {
 	}
 }
 
+func TestControlHistory(t *testing.T) {
+	control, _ := controlOf(t, &fakeLive{})
+	for volume, want := range map[string]int{"": 1, "db": 1, "disk": 0} {
+		h, err := FetchHistory(t.Context(), control, volume)
+		if err != nil || len(h.History) != want || h.Node.Disconnects["reset"] != 1 || len(h.Node.Disconnects) != len(wire.Classes) {
+			t.Errorf("%q: %+v, %v", volume, h, err)
+		}
+	}
+	_, err := FetchHistory(t.Context(), control, "nothing")
+	wantKind(t, err, KindState)
+}
+
 func TestControlStatusOfOneVolume(t *testing.T) {
 	control, _ := controlOf(t, &fakeLive{})
 	all, err := FetchStatus(t.Context(), control)
@@ -126,7 +142,7 @@ func TestControlStatusOfOneVolume(t *testing.T) {
 	if v := one.Volumes[0]; v.Role != "primary" || v.Epoch != 7 || v.Device != "/db" || len(v.Mirrors) != 1 {
 		t.Errorf("%+v", v)
 	}
-	if next := one.Volumes[0].Mirrors[0].LastDisconnect.Next(); next == "" {
+	if next := one.Volumes[0].Mirrors[0].LastDisconnect.Next; next != "n" {
 		t.Error("a reset has no next step")
 	}
 	_, err = FetchVolume(t.Context(), control, "nothing")

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"time"
-
-	"github.com/blkmirror/blkmirror/wire"
 )
 
 // FetchStatus asks the daemon behind a control socket. Like all of this file it returns an *Error: one
@@ -26,6 +24,15 @@ func FetchVolume(ctx context.Context, control, volume string) (Status, error) {
 		values.Set("volume", volume)
 	}
 	return askDaemon[Status](ctx, control, http.MethodGet, "status", values, 0)
+}
+
+// FetchHistory asks for the last disconnects, of one volume or (with "") of all.
+func FetchHistory(ctx context.Context, control, volume string) (History, error) {
+	values := url.Values{}
+	if volume != "" {
+		values.Set("volume", volume)
+	}
+	return askDaemon[History](ctx, control, http.MethodGet, "history", values, 0)
 }
 
 // Cut takes a cut of a volume now. With wait it returns when every mirror has committed and applied it,
@@ -120,6 +127,3 @@ func daemonError(control string, err error) error {
 	return &Error{Kind: KindNetwork, Op: "ask daemon on", On: control, Err: err,
 		Next: "start `blkmirror serve`, or name its socket with --control or BLKMIRROR_CONTROL"}
 }
-
-// Next is what a person can do about a disconnect of this class; "": nothing is known.
-func (d DisconnectCause) Next() string { return nextByClass[wire.Class(d.Class)] }

@@ -47,6 +47,7 @@ var httpCodes = map[Kind]int{
 func (s *server) controlRequests() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", s.answerStatus)
+	mux.HandleFunc("GET /history", s.answerHistory)
 	mux.HandleFunc("POST /cut", s.answerCut)
 	mux.HandleFunc("POST /pause", s.command(func(v liveVolume, _ *http.Request) error { return v.pause() }))
 	mux.HandleFunc("POST /resume", s.command(func(v liveVolume, r *http.Request) error { return v.resume(r.FormValue("overwrite")) }))
@@ -59,7 +60,7 @@ func (s *server) controlRequests() http.Handler {
 
 func (s *server) answerStatus(w http.ResponseWriter, r *http.Request) {
 	st := Status{
-		Node:    NodeStatus{ID: s.id, Name: hostName(), Version: s.Version},
+		Node:    s.nodeStatus(),
 		Listen:  s.listener.Addr().String(),
 		Volumes: []VolumeStatus{},
 	}
@@ -74,6 +75,19 @@ func (s *server) answerStatus(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	answerJSON(w, st, nil)
+}
+
+func (s *server) nodeStatus() NodeStatus {
+	return NodeStatus{ID: s.id, Name: hostName(), Version: s.Version, Disconnects: s.disconnects.count()}
+}
+
+func (s *server) answerHistory(w http.ResponseWriter, r *http.Request) {
+	only := r.FormValue("volume")
+	if only != "" && s.volumes[only] == nil {
+		answerJSON(w, nil, noVolume("show history of", only))
+		return
+	}
+	answerJSON(w, History{Node: s.nodeStatus(), History: s.disconnects.list(only)}, nil)
 }
 
 // answerCut may take as long as the request says. It ends early when the client goes away or the daemon

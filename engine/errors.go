@@ -189,14 +189,19 @@ func sessionError(err error, peer string) error {
 	return &Error{Kind: KindNetwork, Op: "sync with", On: peer, Err: err, Next: nextByClass[wire.Classify(err)]}
 }
 
-// nextByClass tells what a person can do about a connection that failed.
+// nextByClass tells what a person can do about a connection that failed. docs/DISCONNECTS.md says the same.
 var nextByClass = map[wire.Class]string{
 	wire.ClassReset:       "see the log of the other side; a firewall or a crash resets connections",
-	wire.ClassTimeout:     "check that the address is right and that nothing on the way drops packets",
+	wire.ClassTimeout:     "check that the other side runs at this address and that nothing on the way drops packets",
 	wire.ClassRefused:     "start `blkmirror serve` there, or check the port",
 	wire.ClassUnreachable: "check the route and the firewall",
-	wire.ClassDNS:         "check the host name",
+	wire.ClassDNS:         "check the host name and the name server",
+	wire.ClassTLS:         "check the certificates of both sides, and that nothing on the way ends TLS",
+	wire.ClassAuth:        "have each side trust the other's key",
 	wire.ClassVersion:     "run the same version on both sides",
-	wire.ClassProtocol:    "check that the address is that of a `blkmirror serve`",
+	wire.ClassMTU:         "lower the MTU of the interface, or let ICMP \"fragmentation needed\" through the firewalls on the way",
 	wire.ClassIntegrity:   "the connection damages data: check memory and network; another connection is tried",
+	wire.ClassProtocol:    "check that the address is that of a `blkmirror serve`",
+	wire.ClassPeerStopped: "nothing, if that was meant: it is dialled until it is back",
+	wire.ClassLocalStop:   "nothing: this side ended it",
 }

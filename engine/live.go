@@ -105,7 +105,8 @@ type MismatchCounts struct {
 type DisconnectCause struct {
 	Class string `json:"class"`
 	Error string `json:"error"`
-	At    string `json:"at"` // RFC 3339
+	At    string `json:"at"`             // RFC 3339
+	Next  string `json:"next,omitempty"` // what a person can do
 }
 
 // ReadOnlyCause says why a volume is read-only.

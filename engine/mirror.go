@@ -52,6 +52,7 @@ type mirrorOptions struct {
 	room        func(dir string) (free int64, err error)
 	bootID      func() (string, error)
 	now         func() time.Time
+	disconnects *disconnects
 
 	deviceRoom  func(path string) (free int64, err error) // of the file system of an image
 	removeIndex func(dir string) error
@@ -93,6 +94,9 @@ func (o mirrorOptions) withDefaults() mirrorOptions {
 	}
 	if o.log == nil {
 		o.log = func(string) {}
+	}
+	if o.disconnects == nil {
+		o.disconnects = newDisconnects(o.log, o.now)
 	}
 	o.window = cmp.Or(o.window, mirrorWindow)
 	o.segment = cmp.Or(o.segment, mirrorSegment)
@@ -194,6 +198,7 @@ func newMirror(o mirrorOptions) *mirror {
 	m.aborted, m.abort = context.WithCancel(context.Background())
 	m.readBack.Store(m.config.VerifyWrites == "readback")
 	m.scrubEvery.Store(int64(m.config.scrubEvery()))
+	m.view.last = m.disconnects.last("mirror", m.name, "")
 	return m
 }
 

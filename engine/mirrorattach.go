@@ -14,10 +14,14 @@ import (
 
 // session runs a connection of a primary, behind the Hellos, until it has ended and nothing of it is left.
 func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello, peer string) error {
+	refused := func(err error) error {
+		refuse(conn, err)
+		m.disconnects.add(Disconnect{Role: roleAcceptor, Volume: m.name, Address: peer}, partingOf(conn, false, err))
+		return err
+	}
 	attach, err := readAttach(ctx, conn, m.name)
 	if err != nil {
-		refuse(conn, err)
-		return err
+		return refused(err)
 	}
 	conn.Established() // opening the device may take longer than a handshake
 	if answer := m.introduction(attach); answer != nil {
@@ -25,8 +29,7 @@ func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello
 	}
 	s, err := m.admit(ctx, conn, hello, attach, peer)
 	if err != nil {
-		refuse(conn, err)
-		return err
+		return refused(err)
 	}
 	err = s.run(s.handle, s.work)
 	s.parted(err)
@@ -51,9 +54,17 @@ func (m *mirror) admit(ctx context.Context, conn Conn, hello *wire.Hello, attach
 
 // parted tells why a session has ended.
 func (s *mirrorSession) parted(err error) {
-	s.m.update(func(v *mirrorView) { v.setLast(err, s.m.now()) })
-	s.m.log(fmt.Sprintf("%s: the primary %s is gone after %.1f s: shipped %d, wire %d bytes, %d blocks retried: %v", s.peer,
-		s.node, s.m.now().Sub(s.start).Seconds(), s.prog.Shipped.Load(), s.prog.Wire.Load(), s.prog.RetriedBlocks.Load(), err))
+	m := s.m
+	if err == nil {
+		m.log(fmt.Sprintf("%s: the primary %s is done", s.peer, s.node))
+		return
+	}
+	p := partingOf(s.conn, true, err)
+	p.age = max(p.age, m.now().Sub(s.start))
+	m.update(func(v *mirrorView) {
+		v.last = &DisconnectCause{Class: string(classOf(err)), Error: err.Error(), At: m.now().UTC().Format(time.RFC3339), Next: nextStep(err)}
+	})
+	m.disconnects.add(Disconnect{Role: "mirror", Volume: m.name, Peer: s.node, Address: s.peer}, p)
 }
 
 // readAttach waits for Attach, which follows the Hellos at once.

@@ -40,6 +40,7 @@ type mirrorSession struct {
 	// Of the reader.
 	gathering *run         // in place, being gathered
 	rebase    *wire.Rebase // whose frames are not all there
+	door      bool         // was told
 
 	ordered chan *arrival // in the order of the wire
 	checks  chan *arrival // the same, where something is to be hashed
@@ -166,6 +167,8 @@ func (s *mirrorSession) handle(msg wire.Message) error {
 		return s.takeSuspect(msg)
 	case *wire.Repair:
 		return s.hand(&arrival{event: &replica.Repair{Message: msg}})
+	case *wire.Door:
+		return s.takeDoor(msg)
 	case *wire.Fetch:
 		return s.fetches.wanted(s.geometry, msg)
 	case *wire.Fetched:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/engine/replica"
@@ -167,14 +166,6 @@ func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
 		s.fill(p, f)
 	}
 	st.Primary = p
-}
-
-// setLast notes why a session ended.
-func (v *mirrorView) setLast(err error, at time.Time) {
-	if err == nil {
-		return
-	}
-	v.last = &DisconnectCause{Class: string(wire.Classify(err)), Error: err.Error(), At: at.UTC().Format(time.RFC3339)}
 }
 
 // claimed tells that a primary has attached once: the device is its mirror's alone.

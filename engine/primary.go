@@ -41,6 +41,8 @@ type primary struct {
 	log         func(string)
 	node        [32]byte
 	incarnation uint64
+	disconnects *disconnects
+	door        func(context.Context) (port uint16) // where this node listens, once it does; nil: that is not told
 
 	fs        journal.FS
 	dev       device
@@ -94,6 +96,9 @@ type primaryDeps struct {
 	log    func(string)
 	now    func() time.Time
 
+	disconnects *disconnects
+	door        func(context.Context) (port uint16)
+
 	index      func(dir string) (blockIndex, error)
 	unindex    func(dir string) error // removes an index
 	identities func(path string) ([]string, error)
@@ -113,6 +118,9 @@ func (d primaryDeps) withDefaults() primaryDeps {
 	}
 	if d.bootID == nil {
 		d.bootID = blockdev.BootID
+	}
+	if d.disconnects == nil {
+		d.disconnects = newDisconnects(d.log, d.now)
 	}
 	if d.random == nil {
 		d.random = func(b []byte) { rand.Read(b) }

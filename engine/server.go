@@ -45,6 +45,9 @@ type server struct {
 	volumes  map[string]*volume
 	names    []string // sorted
 
+	disconnects *disconnects
+	listening   chan struct{} // closed when listener is there
+
 	logging sync.Mutex
 	conns   sync.WaitGroup // one for each connection's goroutine
 	tokens  chan struct{}  // one for each connection
@@ -53,7 +56,7 @@ type server struct {
 // Serve runs until ctx ends, then stops cleanly: sessions are told, progress is made durable, the
 // control socket is removed. The control socket appears when the node is ready. Errors are *Error.
 func Serve(ctx context.Context, o ServerOptions) error {
-	s := &server{ServerOptions: o, volumes: make(map[string]*volume), tokens: make(chan struct{}, maxConnections)}
+	s := &server{ServerOptions: o, volumes: make(map[string]*volume), tokens: make(chan struct{}, maxConnections), listening: make(chan struct{})}
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -71,11 +74,14 @@ func Serve(ctx context.Context, o ServerOptions) error {
 	if s.Guard && s.exports() {
 		guardMemory(s.log)
 	}
+	s.disconnects = openDisconnects(filepath.Join(s.StateDir, disconnectsFile), s.log)
+	defer s.disconnects.close()
 	s.openVolumes(ctx)
 	if s.listener, err = wire.Listen(o.Listen); err != nil {
 		s.stopLive()
 		return &Error{Kind: KindNetwork, Op: "listen on", On: o.Listen, Err: err, Next: "choose another address or port, or end what uses it"}
 	}
+	close(s.listening)
 	control, err := s.listenControl()
 	if err != nil {
 		s.listener.Close()
@@ -151,6 +157,9 @@ func (s *server) serve(ctx context.Context, control *controlSocket) error {
 	s.log(fmt.Sprintf("ready: %d volume(s) on %s, control socket %s", len(s.names), s.listener.Addr(), s.Control))
 
 	s.conns.Go(func() { s.routineReload(ctx) })
+	for _, name := range s.names {
+		s.conns.Go(func() { s.routineKnock(ctx, s.volumes[name]) })
+	}
 	var err error
 	for {
 		nc, acceptErr := s.listener.Accept()
@@ -209,17 +218,32 @@ func (s *server) session(ctx context.Context, nc net.Conn) {
 	if err != nil {
 		refuse(conn, err)
 	}
+	about := Disconnect{Role: roleAcceptor, Address: peer}
+	if err == nil && hello.Role == wire.RoleMirror {
+		about.Volume = v.name
+		if err = s.hearKnock(conn, hello, v); err != nil {
+			refuse(conn, err)
+		}
+	}
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
-	if err == nil {
+	if err == nil && hello.Role != wire.RoleMirror {
 		conn.Established()
-		err = s.half(ctx, conn, hello, v, peer)
+		s.half(ctx, conn, hello, v, peer)
 	}
 	conn.Close(err)
-	if err != nil {
-		s.log(fmt.Sprintf("%s: ended: %v", peer, err))
+	if err != nil && ctx.Err() == nil {
+		s.disconnects.add(about, partingOf(conn, false, err))
 	}
+}
+
+// roleAcceptor is ours in the history where somebody dialled and there was no session.
+const roleAcceptor = "acceptor"
+
+// errNoVolume is told whoever asks for what he cannot have here.
+func errNoVolume(name string) error {
+	return &Error{Kind: KindState, Op: "open volume", On: name, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
 }
 
 // welcome is the acceptor's part of the handshake.
@@ -234,38 +258,48 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	}
 	v := s.volumes[hello.Volume]
 	if v == nil {
-		return nil, nil, &Error{Kind: KindState, Op: "open volume", On: hello.Volume, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
+		return nil, nil, errNoVolume(hello.Volume)
 	}
 	role := opposite[hello.Role]
-	if role == wire.RolePrimary {
-		return nil, nil, protocolError("a mirror does not dial")
-	}
 	return hello, v, conn.Send(&wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: role})
 }
 
-// half runs our half of a session on volume v.
-func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) error {
+// half runs our half of a session on volume v, and notes how it ended.
+func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) {
 	warn := func(text string) { s.log(fmt.Sprintf("%s: volume %s: %s", peer, v.name, text)) }
-	if hello.Role == wire.RolePrimary {
-		return s.asMirror(ctx, conn, hello, v, peer)
-	}
-	live := &liveSession{peer: peer, start: time.Now()}
-	if hello.Role == wire.RoleSource {
-		live.role = "target"
-	} else {
-		live.role = "source"
-	}
-	if err := v.syncAllowed(live.role); err != nil {
+	about := Disconnect{Role: roleAcceptor, Volume: v.name, Address: peer}
+	var opened bool
+	var err error
+	live := &liveSession{peer: peer, start: time.Now(), role: "source"}
+	switch hello.Role {
+	case wire.RolePrimary:
+		if m, ok := v.getLive().(*mirror); ok {
+			_ = m.session(ctx, conn, hello, peer) // it is noted there
+			return
+		}
+		err = &Error{Kind: KindState, Op: "attach to volume", On: v.name, Err: errors.New("this node is its primary, or it failed here"),
+			Next: "see `blkmirror status` on that node", code: wire.CodeState}
 		refuse(conn, err)
-		return err
+	case wire.RoleSource:
+		live.role = "target"
+		opened, err = s.asTarget(ctx, conn, v, live, warn)
+	default:
+		opened, err = s.asSource(ctx, conn, hello, v, live, warn)
 	}
-	if hello.Role == wire.RoleSource {
-		return s.asTarget(ctx, conn, v, live, warn)
+	if err == nil {
+		return
 	}
-	return s.asSource(ctx, conn, hello, v, live, warn)
+	if opened {
+		about.Role, about.Peer = live.role, hello.Name
+	}
+	s.disconnects.add(about, partingOf(conn, opened, err))
 }
 
-func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live *liveSession, warn func(string)) error {
+func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live *liveSession, warn func(string)) (opened bool, err error) {
+	if err := v.syncAllowed(live.role); err != nil {
+		refuse(conn, err)
+		return false, err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	live.cancel = cancel
@@ -286,19 +320,22 @@ func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live 
 		}
 		s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(res.committed)))
 	}
-	return err
+	return res.opened, err
 }
 
-func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, live *liveSession, warn func(string)) error {
-	leave, err := v.enter(ctx, live)
+func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, live *liveSession, warn func(string)) (opened bool, err error) {
+	err = v.syncAllowed(live.role)
 	var end *sourceEnd
 	if err == nil {
-		defer leave()
-		end, err = openSource(v.path, openFile, warn)
+		var leave func()
+		if leave, err = v.enter(ctx, live); err == nil {
+			defer leave()
+			end, err = openSource(v.path, openFile, warn)
+		}
 	}
 	if err != nil {
 		refuse(conn, err)
-		return err
+		return false, err
 	}
 	defer end.dev.Close()
 	blockSize := int(hello.BlockSize)
@@ -306,12 +343,12 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 		blockSize = DefaultBlockSize
 	}
 	s.log(fmt.Sprintf("%s: volume %s: a sync from it begins, %d bytes", live.peer, v.name, end.dev.Info().Size))
-	_, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, flushEvery: flushEvery}, &live.prog)
+	opened, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, flushEvery: flushEvery}, &live.prog)
 	if err == nil {
 		v.proven()
 	}
 	s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(err == nil)))
-	return err
+	return opened, err
 }
 
 // openVolumes looks at every volume once. One that cannot be opened is told, and does not stop the others.

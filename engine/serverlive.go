@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"time"
@@ -41,7 +42,7 @@ func (s *server) openRole(ctx context.Context, v *volume, dir string) (liveVolum
 	case role == journal.RolePrimary, role == 0 && wantsPrimary(v.config):
 		return s.openPrimary(ctx, v, dir)
 	}
-	o := mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name)}
+	o := mirrorOptions{name: v.name, dir: dir, config: v.config, log: s.volumeLog(v.name), disconnects: s.disconnects}
 	if s.device != nil {
 		o.device, o.prepare = s.device, prepareImage
 	}
@@ -76,7 +77,7 @@ func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVo
 		open = openFile
 	}
 	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: s.node(),
-		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now})
+		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now, disconnects: s.disconnects, door: s.door})
 	if err != nil {
 		return nil, err
 	}
@@ -120,16 +121,18 @@ func (s *server) stopLive() {
 // stopTimeout bounds what a clean stop waits for: mirrors that lag, clients that do not end.
 const stopTimeout = 5 * time.Second
 
-// asMirror runs a session that a primary has begun.
-func (s *server) asMirror(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) error {
-	m, ok := v.getLive().(*mirror)
-	if !ok {
-		err := &Error{Kind: KindState, Op: "attach to volume", On: v.name, Err: errors.New("this node is its primary, or it failed here"),
-			Next: "see `blkmirror status` on that node", code: wire.CodeState}
-		refuse(conn, err)
-		return err
+// door is the port at which this node listens, once it does; 0: ctx has ended.
+func (s *server) door(ctx context.Context) uint16 {
+	select {
+	case <-s.listening:
+	case <-ctx.Done():
+		return 0
 	}
-	return m.session(ctx, conn, hello, peer)
+	addr, ok := s.listener.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0
+	}
+	return uint16(addr.Port)
 }
 
 // syncAllowed refuses one-shot syncs with a volume that is replicated live.

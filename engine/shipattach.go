@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/engine/ship"
@@ -29,9 +30,15 @@ type shipSession struct {
 // end ends the session with a reason.
 func (s *shipSession) end(err error) { s.cancel(err) }
 
-// connect is the life of one connection.
-func (s *shipper) connect(ctx context.Context) (established bool, err error) {
-	nc, err := wire.Dial(ctx, s.config.Address)
+// connect is the life of one connection. Connecting may take as long as limit.
+func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
+	attempting, end := context.WithCancelCause(ctx) // until there is a session
+	defer end(nil)
+	s.attempting(&attempt{began: time.Now(), end: end})
+	defer s.attempting(nil)
+	dialling, cancel := context.WithTimeout(attempting, limit)
+	defer cancel()
+	nc, err := wire.Dial(dialling, s.config.Address)
 	if err == nil {
 		err = wire.CheckPlainConn(nc)
 	}
@@ -39,22 +46,26 @@ func (s *shipper) connect(ctx context.Context) (established bool, err error) {
 		if nc != nil {
 			nc.Close()
 		}
-		return false, networkError(s.config.Address, err)
+		if cause := context.Cause(attempting); cause != nil {
+			return parting{err: cause}
+		}
+		return parting{err: networkError(s.config.Address, err)}
 	}
 	conn := wire.NewConn(nc, wire.ConnOptions{})
-	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
+	release := context.AfterFunc(attempting, func() { conn.Close(context.Cause(attempting)) })
 	hello, answer, err := s.attach(conn)
+	s.attempting(nil)
 	if !release() && err == nil {
-		err = context.Cause(ctx)
+		err = context.Cause(attempting)
 	}
-	if err == nil {
+	established := err == nil
+	if established {
 		conn.Established()
 		err = s.session1(ctx, conn, hello, answer)
-		established = true
 	}
 	conn.Close(err)
 	s.stats.wire.Add(conn.Sent() + conn.Received())
-	return established, err
+	return partingOf(conn, established, err)
 }
 
 // attach is the handshake.
@@ -167,6 +178,7 @@ func (s *shipper) run(session *shipSession) error {
 		routines.Go(func() { s.routineOffer(session) })
 	}
 	routines.Go(func() { s.routineAnswer(session) })
+	routines.Go(func() { s.routineDoor(session) })
 	s.notify()
 	<-session.ctx.Done()
 	session.window.Close(context.Cause(session.ctx))

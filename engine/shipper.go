@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,6 +73,8 @@ type shipper struct {
 
 	wake     chan struct{} // one token: routineDrive has something to look at
 	redial   chan struct{} // one token: connect now
+	attempt  *attempt      // under way, no session yet; of mu
+	knocked  time.Time     // when the mirror knocked last and was heard; of mu
 	cancel   context.CancelCauseFunc
 	routines sync.WaitGroup
 
@@ -132,7 +132,8 @@ const (
 func newShipper(p *primary, m MirrorConfig, c *track.Capture) *shipper {
 	s := &shipper{p: p, config: m, capture: c, pool: blockdev.NewPool(cmp.Or(p.sizes.ShipMemory, shipMemory)), kept: map[uint64]item{}, offers: map[uint64]claim{},
 		tries: map[int64]int{}, checks: map[uint64]chan []byte{},
-		verifyPool: blockdev.NewPool(verifyWorkers * offerBytes), blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name}
+		verifyPool: blockdev.NewPool(verifyWorkers * offerBytes), blank: -1, changed: make(chan struct{}), wake: make(chan struct{}, 1), redial: make(chan struct{}, 1), node: m.Name,
+		last: p.disconnects.last("primary", p.name, m.Name)}
 	s.errands.wake = make(chan struct{}, 1)
 	s.sets = p.tracker.AddConsumer(m.Name, c)
 	known := p.facts.of(m.Name)
@@ -188,33 +189,56 @@ func (s *shipper) finish(ctx context.Context) {
 // finishTimeout is what a clean stop waits for each mirror.
 const finishTimeout = 3 * time.Second
 
-// routineConnect keeps a connection to the mirror: at once after a loss, then with back-off and jitter.
+// routineConnect keeps a connection to the mirror (retry.go says when).
 func (s *shipper) routineConnect(ctx context.Context) {
-	backoff := backoffFirst
+	var r retry
 	for ctx.Err() == nil {
+		began := time.Now()
+		due := began.Add(retryMost)
 		if s.mayConnect() {
-			established, err := s.connect(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			s.disconnected(err)
-			if established {
-				backoff = backoffFirst
+			p := s.connect(ctx, r.limit(began))
+			s.disconnected(p)
+			if p.established {
 				s.stats.reconnects.Add(1)
 			}
+			due = r.next(p, began, time.Now())
 		}
 		select {
 		case <-ctx.Done():
 		case <-s.redial:
-			backoff = backoffFirst
-		case <-time.After(backoff/2 + rand.N(backoff/2)):
-			backoff = min(2*backoff, shipBackoffMax)
+			r.pause = 0
+		case <-time.After(time.Until(due)):
 		}
 	}
 }
 
-// A mirror that was started anew is found within seconds.
-const shipBackoffMax = 5 * time.Second
+// redialNow has the mirror dialled without a pause. An attempt that has hung for a while is given up for that.
+func (s *shipper) redialNow() {
+	s.mu.Lock()
+	if a := s.attempt; a != nil && time.Since(a.began) > stoppedTry {
+		a.end(errRedial)
+	}
+	s.mu.Unlock()
+	select {
+	case s.redial <- struct{}{}:
+	default:
+	}
+}
+
+var errRedial = errors.New("another attempt is made")
+
+// attempt is a connection that is coming about.
+type attempt struct {
+	began time.Time
+	end   context.CancelCauseFunc
+}
+
+// attempting notes the attempt under way; nil: there is none.
+func (s *shipper) attempting(a *attempt) {
+	s.mu.Lock()
+	s.attempt = a
+	s.mu.Unlock()
+}
 
 func (s *shipper) mayConnect() bool {
 	s.mu.Lock()
@@ -222,9 +246,10 @@ func (s *shipper) mayConnect() bool {
 	return s.stopped == ""
 }
 
-// disconnected notes why a connection ended: logged once for each cause in a row, and shown.
-func (s *shipper) disconnected(err error) {
-	if err == nil {
+// disconnected notes why a connection ended or did not come about.
+func (s *shipper) disconnected(p parting) {
+	err := p.err
+	if err == nil || errors.Is(err, errRedial) || !p.established && errors.Is(err, context.Canceled) {
 		return
 	}
 	var own *Error
@@ -234,14 +259,12 @@ func (s *shipper) disconnected(err error) {
 		}
 		own.Op = "replicate to"
 	}
-	class := string(classOf(err))
 	s.mu.Lock()
 	s.barred = ""
 	if remote, ok := errors.AsType[*wire.RemoteError](err); ok && own.Kind == KindState && remote.Code != wire.CodeBusy && remote.Code != wire.CodeReplaced {
 		s.barred = own.Error() + "; " + own.Next
 	}
-	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
-	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: s.p.now().UTC().Format(time.RFC3339)}
+	s.last = &DisconnectCause{Class: string(classOf(err)), Error: own.Error(), At: s.p.now().UTC().Format(time.RFC3339), Next: nextStep(err)}
 	readOnly := errors.Is(err, wire.ErrReadOnly) || len(s.suspects) > 0
 	if j := s.repairing; j != nil && j.began && errors.Is(err, wire.ErrReadOnly) {
 		j.vain = min(j.vain+1, repairTries)
@@ -251,20 +274,10 @@ func (s *shipper) disconnected(err error) {
 	}
 	s.notifyLocked()
 	s.mu.Unlock()
-	if !same {
-		s.p.log(fmt.Sprintf("mirror %s: %v; %s", s.config.Name, own, own.Next))
-	}
+	s.p.disconnects.add(Disconnect{Role: "primary", Volume: s.p.name, Peer: s.config.Name, Address: s.config.Address}, p)
 }
 
 const resumeHint = "nothing more is sent until `blkmirror resume VOLUME`"
-
-// classOf is the class of a disconnect, for people and for counting.
-func classOf(err error) wire.Class {
-	if errors.Is(err, errMismatch) {
-		return wire.ClassIntegrity
-	}
-	return wire.Classify(err)
-}
 
 // poke wakes routineDrive.
 func (s *shipper) poke() {
@@ -314,10 +327,7 @@ func (s *shipper) resume(overwrite bool) {
 		session.end(errResumed)
 	}
 	s.poke()
-	select {
-	case s.redial <- struct{}{}:
-	default:
-	}
+	s.redialNow()
 }
 
 var errResumed = errors.New("a person asked for another try")

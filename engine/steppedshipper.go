@@ -44,7 +44,7 @@ func (s *SteppedShipper) Begin(conn Conn, peer *wire.Hello, answer wire.Message)
 	a, err := s.s.accept(s.open, answer)
 	if err != nil {
 		conn.Close(err)
-		s.s.disconnected(err)
+		s.s.disconnected(parting{err: err})
 		return err
 	}
 	conn.Established()
@@ -132,7 +132,7 @@ func (s *SteppedShipper) End(cause error) {
 func (s *SteppedShipper) Lost(cause error) {
 	session := s.session
 	if session == nil {
-		s.s.disconnected(cause)
+		s.s.disconnected(parting{err: cause})
 		return
 	}
 	s.End(cause)
@@ -141,7 +141,7 @@ func (s *SteppedShipper) Lost(cause error) {
 	s.session = nil
 	s.s.lost()
 	s.s.stats.wire.Add(session.conn.Sent() + session.conn.Received())
-	s.s.disconnected(session.verdict(err))
+	s.s.disconnected(partingOf(session.conn, true, session.verdict(err)))
 }
 
 // State is that of the core. Its Epoch grows with every cut that is taken for this mirror, in the turn of Drive
