@@ -109,7 +109,8 @@ func healthy() engine.Status {
 				{Node: "east", Address: "127.0.0.1:7418", State: "connected", CommittedEpoch: 811, LagSeconds: 0.42, LagBytes: 3 << 20, NeedsBytes: 4 << 20,
 					ShippedBytes: 6 << 30, WireBytes: 2 << 30},
 				{Node: "west", Address: "127.0.0.1:7419", State: "catching-up", CommittedEpoch: 790, LagSeconds: 22, LagBytes: 1 << 30,
-					LastDisconnect: &engine.DisconnectCause{Class: "reset", Error: "connection reset by peer", At: "2026-01-02T03:04:05Z"}},
+					LastDisconnect: &engine.DisconnectCause{Class: "reset", Error: "connection reset by peer", At: "2026-01-02T03:04:05Z",
+						Next: "see the log of the other side; a firewall or a crash resets connections"}},
 			}},
 		{Name: "copy", Device: "/dev/copy", Size: 2 << 30, Role: "mirror", State: "ok", Epoch: 5,
 			Primary: &engine.MirrorStatus{Node: "beta", State: "connected", CommittedEpoch: 5}},
@@ -159,6 +160,32 @@ copy: holds cut 5
 `
 	if b.String() != want {
 		t.Errorf("printed\n%s\ninstead of\n%s", b.String(), want)
+	}
+}
+
+func TestHistoryView(t *testing.T) {
+	h := engine.History{History: []engine.Disconnect{
+		{Class: "timeout", Error: "nothing moved in 10s", Next: "look", At: "2026-01-02T03:04:05Z", Last: "2026-01-02T03:06:05Z", Tries: 11,
+			Role: "primary", Volume: "db", Peer: "east", Address: "east:7070", Established: true, Seconds: 95, Quiet: 10, Sent: 5 << 20, Received: 1 << 20},
+		{Class: "protocol", Error: "the peer is not blkmirror", At: "2026-01-02T04:04:05Z", Last: "2026-01-02T04:04:05Z", Role: "acceptor", Address: "192.0.2.9:4711"},
+	}}
+	var b bytes.Buffer
+	printHistory(&b, h)
+	want := `   LAST                  VOLUME  AS        PEER            CLASS     CONNECTION  TRIES  SENT      RECEIVED
+1  2026-01-02T03:06:05Z  db      primary   east            timeout   1m35s       11     5.00 MiB  1.00 MiB
+2  2026-01-02T04:04:05Z  -       acceptor  192.0.2.9:4711  protocol  none        0      0 B       0 B
+
+1  east:7070: nothing moved in 10s
+  next: look
+2  192.0.2.9:4711: the peer is not blkmirror
+`
+	if b.String() != want {
+		t.Errorf("printed\n%s\ninstead of\n%s", b.String(), want)
+	}
+	b.Reset()
+	printHistory(&b, engine.History{})
+	if b.String() != "no disconnects\n" {
+		t.Error(b.String())
 	}
 }
 

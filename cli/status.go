@@ -18,8 +18,8 @@ const watchInterval = time.Second
 
 type statusFlags struct {
 	controlFlags
-	json, watch, check bool
-	maxLag             time.Duration
+	json, watch, check, history bool
+	maxLag                      time.Duration
 }
 
 func (a *app) statusCommand() *cli.Command {
@@ -31,15 +31,20 @@ func (a *app) statusCommand() *cli.Command {
 		Description: `
 ` + controlHelp + `
 --check is for monitoring: one line, exit 0 where everything is as it should be, 7 where a volume or a
-mirror needs a look (not connected, behind, without room, read-only, failed…), 3 without a daemon.`,
+mirror needs a look (not connected, behind, without room, read-only, failed…), 3 without a daemon.
+
+--history shows the last disconnects, also those before a restart of the daemon: when, of whom, how old the
+connection was, the class, how many attempts failed after it for the same reason, and what to do next.`,
 		UsageText: `
 blkmirror status
 blkmirror status db --watch
-blkmirror status --check --max-lag 10s`,
+blkmirror status --check --max-lag 10s
+blkmirror status --history`,
 		Flags: append(f.controlFlags.flags(),
 			&cli.BoolFlag{Name: "json", Destination: &f.json, Usage: "print one JSON object"},
 			&cli.BoolFlag{Name: "watch", Destination: &f.watch, Usage: "show it anew every second, until interrupted"},
 			&cli.BoolFlag{Name: "check", Destination: &f.check, Usage: "print one line; exit 7 where something needs a look"},
+			&cli.BoolFlag{Name: "history", Destination: &f.history, Usage: "show the last disconnects, oldest first; with --json as one object"},
 			&cli.DurationFlag{Name: "max-lag", Destination: &f.maxLag, DefaultText: "each volume's own",
 				Usage: "with --check: a mirror may be `TIME` behind"},
 		),
@@ -48,6 +53,8 @@ blkmirror status --check --max-lag 10s`,
 			switch {
 			case f.json && f.watch, f.json && f.check, f.watch && f.check:
 				return misuse("only one of --json, --watch and --check can be meant")
+			case f.history && (f.watch || f.check):
+				return misuse("--history goes with --json, or alone")
 			case c.IsSet("max-lag") && !f.check:
 				return misuse("--max-lag goes with --check")
 			case c.IsSet("max-lag") && f.maxLag <= 0:
@@ -62,6 +69,9 @@ func (a *app) status(ctx context.Context, volume string, f statusFlags) error {
 	control, err := f.find()
 	if err != nil {
 		return err
+	}
+	if f.history {
+		return a.history(ctx, control, volume, f.json)
 	}
 	if f.watch {
 		return a.watchStatus(ctx, control, volume)
