@@ -19,8 +19,10 @@ type relay struct {
 	speed *rate.Limiter // to the mirror, in bytes
 
 	mu      sync.Mutex
-	backend string // "": nobody is reached
-	conns   map[net.Conn]bool
+	backend string            // "": nobody is reached
+	conns   map[net.Conn]bool // true: that the primary dialled
+	kept    map[net.Conn]bool // whose other half is gone, and who is not told
+	gate    chan struct{}     // nothing passes before it is closed; nil: it is open
 	closed  bool
 	all     sync.WaitGroup
 }
@@ -31,7 +33,7 @@ func newRelay(t testing.TB) *relay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &relay{addr: l.Addr().String(), conns: map[net.Conn]bool{}, speed: rate.NewLimiter(rate.Inf, 1<<16)}
+	r := &relay{addr: l.Addr().String(), conns: map[net.Conn]bool{}, kept: map[net.Conn]bool{}, speed: rate.NewLimiter(rate.Inf, 1<<16)}
 	r.all.Go(func() {
 		for {
 			nc, err := l.Accept()
@@ -46,6 +48,7 @@ func newRelay(t testing.TB) *relay {
 		r.mu.Lock()
 		r.closed = true
 		r.mu.Unlock()
+		r.pass()
 		r.cut()
 		r.all.Wait()
 	})
@@ -69,6 +72,52 @@ func (r *relay) cut() {
 	}
 }
 
+// hold keeps every byte back, of connections that are there and of new ones, until pass.
+func (r *relay) hold() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gate = make(chan struct{})
+}
+
+func (r *relay) pass() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.gate != nil {
+		close(r.gate)
+		r.gate = nil
+	}
+}
+
+// wait returns when bytes may pass.
+func (r *relay) wait() {
+	r.mu.Lock()
+	gate := r.gate
+	r.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+}
+
+// halve resets every connection on one side, that of the primary or that of the mirror, and leaves the other half open:
+// it is never told, and nothing answers it any more.
+func (r *relay) halve(primary bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for nc, accepted := range r.conns {
+		if accepted == primary {
+			defer reset(nc)
+		} else {
+			r.kept[nc] = true
+		}
+	}
+}
+
+func (r *relay) keeps(nc net.Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.kept[nc]
+}
+
 func (r *relay) join(from net.Conn) {
 	defer from.Close()
 	r.mu.Lock()
@@ -89,15 +138,17 @@ func (r *relay) join(from net.Conn) {
 		r.mu.Unlock()
 		return
 	}
-	r.conns[from], r.conns[to] = true, true
+	r.conns[from], r.conns[to] = true, false
 	r.mu.Unlock()
 	var both sync.WaitGroup
 	both.Go(func() { r.pump(to, from, true) })
 	both.Go(func() { r.pump(from, to, false) })
 	both.Wait()
 	r.mu.Lock()
-	delete(r.conns, from)
-	delete(r.conns, to)
+	for _, nc := range []net.Conn{from, to} {
+		delete(r.conns, nc)
+		delete(r.kept, nc)
+	}
 	r.mu.Unlock()
 }
 
@@ -109,13 +160,16 @@ func (r *relay) pump(to, from net.Conn, limited bool) {
 			r.bytes.Add(int64(n))
 			r.speed.WaitN(context.Background(), n)
 		}
-		if _, werr := to.Write(b[:n]); werr != nil {
+		r.wait()
+		if _, werr := to.Write(b[:n]); werr != nil && !r.keeps(from) {
 			reset(from)
 			return
 		}
-		switch err {
-		case nil:
-		case io.EOF:
+		switch {
+		case err == nil:
+		case r.keeps(to):
+			return
+		case err == io.EOF:
 			to.(*net.TCPConn).CloseWrite()
 			return
 		default:

@@ -62,6 +62,7 @@ const (
 	maxHistory = 100     // entries
 	maxCause   = 1 << 10 // bytes of a text in one of them
 	awaited    = 2 * time.Minute
+	sameFor    = time.Hour // without another one: then it is news again
 	// A pattern is so many resets, each within a tenth of the mean, and none of connections so young.
 	patternOf  = 3
 	patternMin = 5 * time.Second
@@ -133,10 +134,10 @@ func (d *disconnects) sameLocked(e *Disconnect, brief bool, now time.Time) int {
 		return -1
 	}
 	for i, o := range slices.Backward(d.history) {
-		if o.Role != e.Role || o.Volume != e.Volume || o.Peer != e.Peer {
+		if o.Role != e.Role || o.Volume != e.Volume || o.Peer != e.Peer || now.Sub(timeOf(o.Last)) > sameFor {
 			continue
 		}
-		if o.Class == e.Class && o.basicNext() == e.Next || o.stopped() && now.Sub(timeOf(o.At)) < awaited {
+		if o.Class == e.Class && o.basicNext() == e.Next || !e.Established && o.stopped() && now.Sub(timeOf(o.At)) < awaited {
 			return i
 		}
 		if o.Established && o.Seconds >= provenAfter.Seconds() {

@@ -118,6 +118,14 @@ func TestDisconnectStopped(t *testing.T) {
 	if c := d.count(); c["peer-stopped"] != 1 || c["refused"] != 1 {
 		t.Errorf("%v", c)
 	}
+	d.add(east, parting{err: &wire.RemoteError{Code: wire.CodeStopped}, established: true, age: time.Hour})
+	d.add(east, parting{err: context.Canceled, established: true, age: time.Second}) // it was back, and now we stop
+	d.add(east, parting{err: wire.ErrProtocol})
+	now = now.Add(sameFor + time.Minute)
+	d.add(east, parting{err: wire.ErrProtocol}) // a long time later
+	if c := d.count(); c["peer-stopped"] != 2 || c["local-stop"] != 1 || c["protocol"] != 1 {
+		t.Errorf("%v", c)
+	}
 }
 
 // TestDisconnectLimit: the last hundred are kept, whatever strangers say.

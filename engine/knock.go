@@ -181,7 +181,7 @@ func (s *server) hearKnock(conn *wire.Conn, hello *wire.Hello, v *volume) error 
 		return err
 	}
 	_, err = conn.Next() // until the mirror has read it and closed
-	if errors.Is(err, wire.ErrReset) {
+	if wire.Classify(err) == wire.ClassReset {
 		err = nil
 	}
 	return err
@@ -214,6 +214,7 @@ func (s *shipper) hear() {
 	}
 	s.mu.Unlock()
 	if heard {
+		s.p.log("mirror " + s.config.Name + " knocks, and is dialled")
 		s.redialNow()
 	}
 }

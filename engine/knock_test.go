@@ -131,7 +131,7 @@ func TestHear(t *testing.T) {
 			return false
 		}
 	}
-	s := &shipper{redial: make(chan struct{}, 1)}
+	s := &shipper{p: &primary{log: func(string) {}}, redial: make(chan struct{}, 1)}
 	ctx, end := context.WithCancelCause(t.Context())
 	s.attempting(&attempt{began: time.Now().Add(-time.Minute), end: end})
 	s.hear()
