@@ -50,7 +50,7 @@ func (o ConnOptions) withDefaults() ConnOptions {
 // the peer.
 //
 // The first error ends the connection and stays: all calls under way and all later ones return it. Two
-// goroutines (live.go) begin in NewConn and have ended when Close returns.
+// goroutines (live.go) begin in NewConn, a third with Steer (flow.go); they have ended when Close returns.
 type Conn struct {
 	nc      net.Conn
 	peer    string // for errors
@@ -86,6 +86,8 @@ type Conn struct {
 		pongDue bool
 		pong    Pong
 	}
+
+	flow atomic.Pointer[Flow] // nil: nobody steers
 
 	end struct {
 		sync.Mutex

@@ -57,6 +57,9 @@ func (c *Conn) takePong(m *Pong) {
 	if m.Sent < 0 || took <= 0 {
 		return
 	}
+	if f := c.flow.Load(); f != nil {
+		f.ponged(time.Duration(m.Sent), took)
+	}
 	c.measured(took)
 }
 

@@ -7,6 +7,9 @@ import (
 	"sync"
 )
 
+// RecordOverhead is what a Data or a Zero takes on the wire beside its payload, at most.
+const RecordOverhead = HeaderSize + dataSize
+
 // costUnit is what costs are rounded up to: a page, so that many small records cannot pile up more in
 // memory than the window says.
 const costUnit = 4096
@@ -34,10 +37,17 @@ type SendWindow struct {
 	used    uint64
 	waiters []*waiter // in order; the first does not fit yet
 	err     error     // why it was closed
+
+	// What is under way, in bytes on the wire (flow.go); limit 0: that is not looked at.
+	limit, most         int64
+	admitted, delivered int64
+	held                uint64 // how often somebody had to wait for the limit
+	largest             int64
 }
 
 type waiter struct {
 	n     uint64
+	bytes int64
 	ready chan struct{} // closed when granted, or when the window was
 }
 
@@ -46,7 +56,11 @@ func NewWindow(granted uint64) *SendWindow { return &SendWindow{granted: granted
 
 // Acquire takes n bytes of the window and waits until they are granted. Where it returns an error, that
 // of ctx (its cause) or of Close, nothing was taken. n is at most MaxRun.
-func (w *SendWindow) Acquire(ctx context.Context, n int64) error {
+func (w *SendWindow) Acquire(ctx context.Context, n int64) error { return w.Admit(ctx, n, 0) }
+
+// Admit is Acquire for what takes so many bytes on the wire. It waits as well while as much as Limit says is
+// under way: what was admitted and not Delivered.
+func (w *SendWindow) Admit(ctx context.Context, n, bytes int64) error {
 	if n < 0 || n > MaxRun {
 		return fmt.Errorf("acquire %d bytes of the send window: want 0 to %d", n, MaxRun)
 	}
@@ -55,12 +69,13 @@ func (w *SendWindow) Acquire(ctx context.Context, n int64) error {
 		defer w.mu.Unlock()
 		return w.err
 	}
-	if n == 0 || len(w.waiters) == 0 && w.granted-w.used >= uint64(n) {
-		w.used += uint64(n)
+	own := &waiter{n: uint64(n), bytes: bytes}
+	if n == 0 || len(w.waiters) == 0 && w.fitsLocked(own) {
+		w.takeLocked(own)
 		w.mu.Unlock()
 		return nil
 	}
-	own := &waiter{n: uint64(n), ready: make(chan struct{})}
+	own.ready = make(chan struct{})
 	w.waiters = append(w.waiters, own)
 	w.mu.Unlock()
 
@@ -122,12 +137,75 @@ func (w *SendWindow) Close(err error) {
 	w.waiters = nil
 }
 
+// Delivered says that so many bytes of what was admitted are not under way any more. As in TCP's slow start,
+// as much more may be, up to the limit.
+func (w *SendWindow) Delivered(bytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.delivered += bytes
+	w.limit = min(w.limit+bytes, w.most)
+	w.serveLocked()
+}
+
+// Limit bounds what may be under way, and one Admit beyond. A higher limit than before is reached with what
+// is delivered.
+func (w *SendWindow) Limit(bytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.most = max(bytes, 1)
+	if w.limit == 0 {
+		w.limit = startWindow
+	}
+	w.limit = min(w.limit, w.most)
+	w.serveLocked()
+}
+
+// underWay is what Admit and Delivered have counted.
+type underWay struct {
+	delivered, outstanding int64
+	waits                  bool   // somebody does, for the grant or for the limit
+	held                   uint64 // how often somebody had to wait for the limit
+	largest                int64  // that was admitted since the last call
+}
+
+func (w *SendWindow) underWay() underWay {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	u := underWay{w.delivered, w.admitted - w.delivered, len(w.waiters) > 0, w.held, w.largest}
+	w.largest = 0
+	return u
+}
+
+// total is all that was granted.
+func (w *SendWindow) total() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.granted
+}
+
+func (w *SendWindow) fitsLocked(own *waiter) bool {
+	if w.granted-w.used < own.n {
+		return false
+	}
+	if own.bytes > 0 && w.limit > 0 && w.admitted-w.delivered >= w.limit {
+		w.held++
+		return false
+	}
+	return true
+}
+
+func (w *SendWindow) takeLocked(own *waiter) {
+	w.used += own.n
+	w.admitted += own.bytes
+	w.largest = max(w.largest, own.bytes)
+	own.n = 0
+}
+
 // serveLocked grants to waiters from the front as far as the window goes.
 func (w *SendWindow) serveLocked() {
-	for len(w.waiters) > 0 && w.granted-w.used >= w.waiters[0].n {
+	for len(w.waiters) > 0 && w.fitsLocked(w.waiters[0]) {
 		own := w.waiters[0]
-		w.used += own.n
-		own.n = 0
+		w.takeLocked(own)
 		close(own.ready)
 		w.waiters[0] = nil
 		w.waiters = w.waiters[1:]
