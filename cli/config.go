@@ -117,6 +117,9 @@ func (r *configReader) readSetting(c *engine.VolumeConfig, volume, key string, v
 	if key == "mirror" {
 		return r.readMirrors(c, volume, value)
 	}
+	if list, ok := listOf(value); ok && key == "rate" {
+		return r.readRates(c, volume, list)
+	}
 	text, ok := value.(string)
 	if n, isNumber := value.(int64); isNumber && s.number {
 		text, ok = fmt.Sprint(n), true
@@ -161,6 +164,51 @@ func (r *configReader) readMirrors(c *engine.VolumeConfig, volume string, value 
 		m.Name = cmp.Or(m.Name, m.Address)
 		if err := addMirror(c, m); err != nil {
 			return r.fail(err.Error(), "volume", volume, "mirror", i, "address")
+		}
+	}
+	return nil
+}
+
+// listOf is a list of tables, however it was written.
+func listOf(value any) (list []table, ok bool) {
+	switch value := value.(type) {
+	case []table:
+		return value, true
+	case []any:
+		for _, v := range value {
+			t, isTable := v.(table)
+			if !isTable {
+				return nil, false
+			}
+			list = append(list, t)
+		}
+		return list, true
+	}
+	return nil, false
+}
+
+// readRates reads the tables of a schedule, {from="08:00", to="18:00", limit="20MiB/s"}.
+func (r *configReader) readRates(c *engine.VolumeConfig, volume string, list []table) error {
+	for _, settings := range list {
+		said := map[string]string{"from": "00:00", "to": "00:00", "limit": ""}
+		for _, key := range slices.Sorted(maps.Keys(settings)) {
+			if _, known := said[key]; !known {
+				return r.fail(fmt.Sprintf("unknown key %q; give from, to and limit", key), "volume", volume, "rate")
+			}
+			text, ok := settings[key].(string)
+			if n, isNumber := settings[key].(int64); isNumber && key == "limit" {
+				text, ok = fmt.Sprint(n), true
+			}
+			if !ok {
+				return r.fail(key+" must be a text in quotes", "volume", volume, "rate")
+			}
+			said[key] = text
+		}
+		if (settings["from"] == nil) != (settings["to"] == nil) {
+			return r.fail("give both from and to, or none of them", "volume", volume, "rate")
+		}
+		if err := addRate(c, said["limit"], said["from"], said["to"]); err != nil {
+			return r.fail(err.Error(), "volume", volume, "rate")
 		}
 	}
 	return nil

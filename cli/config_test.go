@@ -58,6 +58,17 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 		{"scrub", volume("scrub = '1s'"), "line 3: volume.a.scrub: \"1s\": give weekly, daily, off, or a time of at least 1m0s"},
 		{"on_mismatch", volume("on_mismatch = 'stop'"), "line 3: volume.a.on_mismatch: \"stop\": give continue or freeze"},
 		{"staging_limit", volume("staging_limit = '10 miles'"), "line 3: volume.a.staging_limit"},
+		{"rate", volume("rate = 'fast'"), "line 3: volume.a.rate: \"fast\": give bytes a second"},
+		{"rate of nothing", volume("rate = 0"), "line 3: volume.a.rate: \"0\": nothing would move"},
+		{"rate of next to nothing", volume("rate = '1K'"), "line 3: volume.a.rate: \"1K\": give at least 16.0 KiB"},
+		{"rate at half a time", volume("rate = '1M@08:00'"), "line 3: volume.a.rate: \"1M@08:00\": give the time as FROM-TO"},
+		{"rate as a truth", volume("rate = true"), "line 3: volume.a.rate: must be a text in quotes"},
+		{"rate with an unknown key", volume("rate = [{limit = '1M', until = '18:00'}]"), "line 3: volume.a.rate: unknown key \"until\"; give from, to and limit"},
+		{"rate without a limit", volume("rate = [{from = '08:00', to = '18:00'}]"), "line 3: volume.a.rate: give bytes a second"},
+		{"rate without an end", volume("rate = [{from = '08:00', limit = '1M'}]"), "line 3: volume.a.rate: give both from and to"},
+		{"rate at a wrong time", volume("rate = [{from = '8', to = '18:00', limit = '1M'}]"), "line 3: volume.a.rate: \"8\" is no time of the day such as 08:00"},
+		{"rate from a number", volume("rate = [{from = 8, to = 18, limit = '1M'}]"), "line 3: volume.a.rate: from must be a text"},
+		{"congestion", volume("congestion = 'B B R'"), "line 3: volume.a.congestion: \"B B R\": give auto, default, or a name"},
 		{"mirror as a text", volume("mirror = '127.0.0.1:1'"), "line 3: volume.a.mirror: must be tables [[volume.a.mirror]]"},
 		{"mirror without address", mirror("name = 'x'"), "line 5: volume.a.mirror: has no address"},
 		{"mirror with unknown key", mirror("addr = 'x'"), `line 6: unknown key "volume.a.mirror.addr"`},
@@ -104,6 +115,8 @@ verify_writes = 'readback'
 on_mismatch = 'freeze'
 scrub = 'daily'
 staging_limit = '10GiB'
+rate = [{from = '22:00', to = '06:30', limit = '100M'}]
+congestion = 'bbr'
 [[volume.all.mirror]]
 address = '127.0.0.1:1'
 [[volume.all.mirror]]
@@ -114,6 +127,7 @@ path = 'q'
 interval = 0
 block_size = 4096
 staging_limit = 1000000000
+rate = 1000000
 [volume.plain]
 path = 'r'
 `))
@@ -123,8 +137,9 @@ path = 'r'
 	want := config{state: "s", listen: "l", control: "c", insecure: true, volumes: map[string]engine.VolumeConfig{
 		"all": {Path: "p", Role: "primary", Export: "unix:/run/x", Interval: 10 * time.Millisecond, MaxLag: 5 * time.Minute, BlockSize: 128 << 10,
 			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30, VerifyWrites: "readback", OnMismatch: "freeze", Scrub: 24 * time.Hour,
+			Rate: engine.Rates{{From: 22 * 60, To: 6*60 + 30, Limit: 100 << 20}}, Congestion: "bbr",
 			Mirrors: []engine.MirrorConfig{{Name: "127.0.0.1:1", Address: "127.0.0.1:1"}, {Name: "east", Address: "[::1]:2"}}},
-		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
+		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, Rate: engine.Rates{{Limit: 1e6}}, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
 		"plain":   {Path: "r", Interval: time.Second, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
 	}}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{})); diff != "" {
@@ -167,6 +182,8 @@ verify_writes = 'readback'
 on_mismatch = 'freeze'
 scrub = 'daily'
 staging_limit = '1G'
+rate = [{from = '08:00', to = '18:00', limit = '20MiB/s'}, {limit = 1000000}]
+congestion = 'cubic'
 [[volume.a.mirror]]
 address = '127.0.0.1:1'
 [[volume.a.mirror]]
@@ -174,9 +191,10 @@ address = '127.0.0.1:2'
 `)}
 	flags := parseServe(t, serveFlags{state: "s", insecure: true, insecureSet: true}, "--mirror", "a=127.0.0.1:1", "--volume", "a=p,=q", "--role", "a=mirror",
 		"--export", "a=tcp:127.0.0.1:1", "--interval", "a=0", "--mode", "a=async", "--max-lag", "a=5m", "--block-size", "a=4K",
-		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--verify-writes", "a=readback", "--on-mismatch", "a=freeze", "--scrub", "a=24h", "--mirror", "a=127.0.0.1:2")
-	if len(flags.volumes) != len(volumeSettings)+1 {
-		t.Errorf("%d of %d settings are compared", len(flags.volumes)-1, len(volumeSettings))
+		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--verify-writes", "a=readback", "--on-mismatch", "a=freeze", "--scrub", "a=24h", "--mirror", "a=127.0.0.1:2",
+		"--rate", "a=20MiB/s@08:00-18:00", "--rate", "a=1000000", "--congestion", "a=cubic")
+	if len(flags.volumes) != len(volumeSettings)+2 {
+		t.Errorf("%d of %d settings are compared", len(flags.volumes)-2, len(volumeSettings))
 	}
 	fromFile, err := file.options()
 	if err != nil {
@@ -201,16 +219,18 @@ path='p'
 [volume.b]
 path='q'
 interval='5s'
+rate='1M'
 [[volume.b.mirror]]
 address='127.0.0.1:1'
 `)
 	f := parseServe(t, serveFlags{config: path, listen: "m", insecure: true, insecureSet: true}, "--volume", "b=r,=s", "--max-lag", "b=2m",
-		"--mirror", "b=127.0.0.1:2", "--mirror", "b=127.0.0.1:3", "--volume", "c=t")
+		"--mirror", "b=127.0.0.1:2", "--mirror", "b=127.0.0.1:3", "--rate", "b=2M", "--rate", "b=3M@22:00-06:00", "--volume", "c=t")
 	got, err := f.options()
 	a, b, c := newVolume(), newVolume(), newVolume()
 	a.Path, b.Path, c.Path = "p", "r,=s", "t"
 	b.Interval, b.MaxLag = 5*time.Second, 2*time.Minute
 	b.Mirrors = []engine.MirrorConfig{{Name: "127.0.0.1:2", Address: "127.0.0.1:2"}, {Name: "127.0.0.1:3", Address: "127.0.0.1:3"}}
+	b.Rate = engine.Rates{{Limit: 2 << 20}, {From: 22 * 60, To: 6 * 60, Limit: 3 << 20}}
 	want := engine.ServerOptions{StateDir: "s", Listen: "m", Insecure: true, Volumes: map[string]engine.VolumeConfig{"a": a, "b": b, "c": c}}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(engine.ServerOptions{})); err != nil || diff != "" {
 		t.Error(err, diff)

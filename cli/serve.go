@@ -47,6 +47,8 @@ override it, and SIGHUP reads it again:
   export   = "unix:/run/db.sock"
   interval = "1s"
 
+  rate     = [{from = "08:00", to = "18:00", limit = "20MiB/s"}]
+
   [[volume.db.mirror]]
   name    = "east"                 # its address, if left away
   address = "127.0.0.1:7418"

@@ -18,15 +18,17 @@ type setting struct {
 	key, flag string
 	value     string // what the value is called in the help
 	usage     string
-	many      bool // may be said several times of one volume
+	many      bool // may be said several times of one volume; flags then replace all that the file says
 	number    bool // in the file, a number without quotes will do
 	set       func(*engine.VolumeConfig, string) error
+	clear     func(*engine.VolumeConfig) // of many: forgets what was set
 }
 
 var volumeSettings = []*setting{
 	{key: "path", flag: "volume", value: "PATH", usage: "offer a device or an image as a volume", set: setPath},
 	{key: "export", flag: "export", value: "unix:PATH|tcp:ADDR", usage: "let clients use the volume as a disk (NBD), there", set: setExport},
-	{key: "mirror", flag: "mirror", value: "HOST:PORT", usage: "keep a copy of the volume there; may be repeated for further copies", many: true, set: setMirror},
+	{key: "mirror", flag: "mirror", value: "HOST:PORT", usage: "keep a copy of the volume there; may be repeated for further copies", many: true, set: setMirror,
+		clear: func(c *engine.VolumeConfig) { c.Mirrors = nil }},
 	{key: "role", flag: "role", value: "primary|mirror", usage: "what a new volume is (default: primary with an export or a mirror, else mirror)", set: setRole},
 	{key: "interval", flag: "interval", value: "TIME", usage: "time between cuts, 10ms to 24h; 0: always the next (default 1s)", number: true, set: setInterval},
 	{key: "mode", flag: "mode", value: "async", usage: "answer writes when they are here (sync is not built yet)", set: setMode},
@@ -37,6 +39,9 @@ var volumeSettings = []*setting{
 	{key: "verify_writes", flag: "verify-writes", value: "off|readback", usage: "whether a mirror reads back and compares what it wrote to its disk (default off)", set: setVerifyWrites},
 	{key: "on_mismatch", flag: "on-mismatch", value: "continue|freeze", usage: "while a mirror is read-only after a mismatch, take writes, or refuse them (default continue)", set: setOnMismatch},
 	{key: "scrub", flag: "scrub", value: "weekly|daily|off|TIME", usage: "how often this node compares its disk with its own index (default weekly)", set: setScrub},
+	{key: "rate", flag: "rate", value: "BYTES[@FROM-TO]", usage: "send at most so much a second to each mirror, always or from HH:MM to HH:MM; may be repeated (default no limit)", many: true, number: true, set: setRate,
+		clear: func(c *engine.VolumeConfig) { c.Rate = nil }},
+	{key: "congestion", flag: "congestion", value: "auto|default|ALGORITHM", usage: "TCP's congestion control; auto: bbr where the kernel has it (default auto)", set: setCongestion},
 	{key: "staging_limit", flag: "staging-limit", value: "BYTES", usage: "room for staging at a mirror (default 80 % of what is free)", number: true, set: setStagingLimit},
 }
 
@@ -119,6 +124,43 @@ func setScrub(c *engine.VolumeConfig, text string) (err error) {
 	return err
 }
 
+// setRate adds a limit such as 20MiB/s or 20MiB/s@08:00-18:00.
+func setRate(c *engine.VolumeConfig, text string) error {
+	limit, span, some := strings.Cut(text, "@")
+	from, to, ok := "00:00", "00:00", true
+	if some {
+		from, to, ok = strings.Cut(span, "-")
+	}
+	if !ok {
+		return errors.New("give the time as FROM-TO, such as 08:00-18:00")
+	}
+	return addRate(c, limit, from, to)
+}
+
+func addRate(c *engine.VolumeConfig, limit, from, to string) error {
+	var n rate
+	if err := n.Set(limit); err != nil {
+		return err
+	}
+	if n.size < minRate {
+		return fmt.Errorf("give at least %s a second", formatBytes(minRate))
+	}
+	e := engine.RateEntry{Limit: int64(n.size)}
+	if err := e.ParseSpan(from, to); err != nil {
+		return err
+	}
+	c.Rate = append(slices.Clone(c.Rate), e)
+	return nil
+}
+
+// minRate is the lowest limit: with less, a record of 1 MiB takes longer than a peer is waited for.
+const minRate = 16 << 10
+
+func setCongestion(c *engine.VolumeConfig, text string) error {
+	c.Congestion = text
+	return engine.CheckCongestion(text)
+}
+
 func oneOf(text string, words ...string) error {
 	if slices.Contains(words, text) {
 		return nil
@@ -199,7 +241,7 @@ func volumeFlags(all *[]said) []cli.Flag {
 	return flags
 }
 
-// applySaid puts what flags say over what the file says. The mirrors that flags name replace the file's.
+// applySaid puts what flags say over what the file says. Mirrors and rates that flags name replace the file's.
 func applySaid(volumes map[string]engine.VolumeConfig, all []said) error {
 	for _, s := range all {
 		if s.key == "path" {
@@ -214,8 +256,9 @@ func applySaid(volumes map[string]engine.VolumeConfig, all []said) error {
 		if !ok {
 			return usageError{command: "serve", text: fmt.Sprintf("--%s is given for volume %s, which has no --volume %s=PATH", s.flag, s.volume, s.volume)}
 		}
-		if s.key == "mirror" && !replaced[s.volume] {
-			replaced[s.volume], c.Mirrors = true, nil
+		if key := s.key + "=" + s.volume; s.many && !replaced[key] {
+			replaced[key] = true
+			s.clear(&c)
 		}
 		if err := s.set(&c, s.text); err != nil {
 			return usageError{command: "serve", text: fmt.Sprintf("--%s %s=%s: %v", s.flag, s.volume, s.text, err)}

@@ -129,6 +129,7 @@ func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, n
 		if m.RoomMissing > 0 {
 			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", cmp.Or(m.Name, m.Node), formatBytes(m.RoomMissing))
 		}
+		printFlow(w, cmp.Or(m.Name, m.Node), m.Flow)
 		if m.Holes > 0 {
 			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", cmp.Or(m.Name, m.Node), m.Holes)
 		}
@@ -138,6 +139,23 @@ func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, n
 				printNext(w, d.Next)
 			}
 		}
+	}
+}
+
+// printFlow tells what holds a mirror's connection back.
+func printFlow(w io.Writer, mirror string, f *engine.FlowStatus) {
+	if f == nil {
+		return
+	}
+	if f.Limit > 0 {
+		fmt.Fprintf(w, "  %s: limited to %s/s now\n", mirror, formatBytes(f.Limit))
+	}
+	if f.Slowed {
+		fmt.Fprintf(w, "  %s: slowed: a round trip takes %.0f ms under our load, %.0f ms without, more than %.0f ms is too much; %s/s get through\n",
+			mirror, f.RTT, f.MinRTT, f.Threshold, formatBytes(f.Delivery))
+	}
+	if f.Refused != "" {
+		fmt.Fprintf(w, "  %s: the kernel refused %s; %s is in use\n", mirror, f.Refused, firstOf(f.Congestion, "its default"))
 	}
 }
 

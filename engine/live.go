@@ -21,6 +21,9 @@ type VolumeConfig struct {
 	OnMismatch    string // "continue" (also ""), "freeze": of a primary, whose export refuses writes while a mirror is read-only
 	StagingLimit  int64  // bytes, of a mirror; 0: 80 % of what is free
 
+	Rate       Rates  // of a primary: what each of its connections may carry; none: no limit
+	Congestion string // of its connections; "" and "auto": BBR where it can be had, "default": the kernel's
+
 	Scrub time.Duration // between scrubs; 0: DefaultScrub; negative: none
 }
 
@@ -92,6 +95,7 @@ type MirrorStatus struct {
 	ReadOnly       *ReadOnlyCause   `json:"read_only,omitempty"`
 	Mismatches     MismatchCounts   `json:"mismatches"`
 	LastDisconnect *DisconnectCause `json:"last_disconnect"`
+	Flow           *FlowStatus      `json:"flow,omitempty"` // of a mirror, while it is connected
 }
 
 // MismatchCounts are the mismatches by what was found to be their cause (docs/FAILSAFE.md), since the start.

@@ -18,6 +18,7 @@ import (
 type shipSession struct {
 	*link
 	window  *wire.SendWindow
+	flow    *wire.Flow    // nil: nobody steers, what the window lets through is sent as it comes
 	work    chan offerJob // has room for all that may be unanswered
 	fetches *fetching
 
@@ -147,6 +148,7 @@ func (s *shipper) adopt(open *wire.Attach, a *wire.Attached) error {
 // session1 runs a session from Attached on.
 func (s *shipper) session1(ctx context.Context, conn *wire.Conn, hello *wire.Hello, a *wire.Attached) error {
 	session := newShipSession(ctx, conn, a)
+	session.flow = conn.Steer(session.window, s.flowOptions())
 	err := s.attached(session, hello, a)
 	if err == nil {
 		err = s.greetMirror(session)

@@ -18,6 +18,7 @@ func (s *shipper) routineDrive(ctx context.Context) {
 	timer := time.NewTimer(awakeEvery)
 	defer timer.Stop()
 	for {
+		s.keepLimit()
 		a := s.drive()
 		if ctx.Err() != nil {
 			return

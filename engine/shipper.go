@@ -21,6 +21,7 @@ import (
 //	shipdrive.go     routineDrive does what the core says, one thing at a time
 //	shipread.go      readers take closed pages, hash and pack them, and send
 //	shipreceive.go   what the mirror answers
+//	shipflow.go      how fast
 //	shipfailsafe.go  mismatches: what the mirror is told, and what it says of itself
 //	shiperrand.go    verify and repair, for which the mirror's node asks
 //
@@ -378,6 +379,7 @@ func (s *shipper) status() MirrorStatus {
 	if s.session != nil {
 		m.RTTMillis = float64(s.session.conn.RTT().Microseconds()) / 1000
 		m.WireBytes += s.session.conn.Sent() + s.session.conn.Received()
+		m.Flow = flowStatus(s.session.flow)
 	}
 	m.State = s.state(st, lag)
 	if s.session == nil {

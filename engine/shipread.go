@@ -228,12 +228,12 @@ func (s *shipper) hashItems(items []item) {
 // again: for the next connection, or to be given up.
 func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uint64, items []item) error {
 	for len(items) > 0 {
-		n, cost := 0, int64(0)
-		for n < len(items) && cost+items[n].cost() <= wire.MaxRun {
+		n, cost, bytes := 0, int64(0), int64(0)
+		for most := session.runBytes(); n < len(items) && cost+items[n].cost() <= wire.MaxRun && (n == 0 || bytes+items[n].bytes() <= most); n++ {
 			cost += items[n].cost()
-			n++
+			bytes += items[n].bytes()
 		}
-		err := s.acquire(ctx, session, cost)
+		err := s.acquire(ctx, session, cost, bytes)
 		if err == nil {
 			err = s.sendSome(session, epoch, items[:n])
 			items = items[n:] // whether or not they got there: they have their numbers
@@ -251,14 +251,15 @@ func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uin
 	return nil
 }
 
-// acquire takes room of the mirror's window. Where nothing may block it is tried until it is there.
-func (s *shipper) acquire(ctx context.Context, session *shipSession, n int64) (err error) {
+// acquire takes room of the mirror's window, for what is so long on the wire. Where nothing may block it is tried
+// until it is there.
+func (s *shipper) acquire(ctx context.Context, session *shipSession, n, bytes int64) (err error) {
 	if s.p.wait == nil {
-		return session.window.Acquire(ctx, n)
+		return session.window.Admit(ctx, n, bytes)
 	}
 	s.p.wait(func() bool {
 		if err = context.Cause(ctx); err == nil {
-			err = session.window.Acquire(triedOnce, n)
+			err = session.window.Admit(triedOnce, n, bytes)
 		}
 		return !errors.Is(err, errTriedOnce)
 	})
@@ -296,6 +297,9 @@ func (it *item) cost() int64 {
 	return (it.length + pageSize - 1) / pageSize * pageSize
 }
 
+// bytes is what it takes on the wire.
+func (it *item) bytes() int64 { return wire.RecordOverhead + int64(len(it.payload)) }
+
 // sendSome gives items their sequence numbers and sends them. Numbers are given out in the order in which
 // frames leave, so both happen under one lock.
 func (s *shipper) sendSome(session *shipSession, epoch uint64, items []item) error {
@@ -307,7 +311,7 @@ func (s *shipper) sendSome(session *shipSession, epoch uint64, items []item) err
 	s.mu.Lock()
 	for i := range items {
 		it := &items[i]
-		rec := ship.Record{Seq: s.core.NextSeq(), Offset: it.off, Length: it.length, Zero: it.zero, Hash: it.hash, Tries: it.tries}
+		rec := ship.Record{Seq: s.core.NextSeq(), Offset: it.off, Length: it.length, Zero: it.zero, Hash: it.hash, Tries: it.tries, Bytes: it.bytes()}
 		s.core.Sent(rec, epoch == 0)
 		s.kept[rec.Seq] = *it
 		if it.zero {

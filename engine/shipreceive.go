@@ -18,25 +18,9 @@ func (s *shipper) handle(m wire.Message) error {
 	var err error
 	switch m := m.(type) {
 	case *wire.Ack:
-		for _, e := range m.Entries {
-			s.mu.Lock()
-			rec, verdict := s.core.Acked(e)
-			err = s.settleLocked(rec, verdict, answered{journal.ClassAck, e.Hash})
-			s.mu.Unlock()
-			if err != nil {
-				return err
-			}
-		}
+		err = s.takeAck(m)
 	case *wire.Nak:
-		for _, e := range m.Entries {
-			s.mu.Lock()
-			rec, verdict := s.core.Naked(e)
-			err = s.settleLocked(rec, verdict, answered{journal.ClassPayload, e.Hash})
-			s.mu.Unlock()
-			if err != nil {
-				return err
-			}
-		}
+		err = s.takeNak(m)
 	case *wire.Window:
 		return s.session.window.Grant(m.Granted)
 	case *wire.Synced:
@@ -75,6 +59,32 @@ func (s *shipper) handle(m wire.Message) error {
 		return protocolError("a mirror does not send type %d", m.Type())
 	}
 	s.notify()
+	return err
+}
+
+func (s *shipper) takeAck(m *wire.Ack) (err error) {
+	var bytes int64
+	for i := 0; i < len(m.Entries) && err == nil; i++ {
+		s.mu.Lock()
+		rec, verdict := s.core.Acked(m.Entries[i])
+		err = s.settleLocked(rec, verdict, answered{journal.ClassAck, m.Entries[i].Hash})
+		s.mu.Unlock()
+		bytes += rec.Bytes
+	}
+	s.session.window.Delivered(bytes)
+	return err
+}
+
+func (s *shipper) takeNak(m *wire.Nak) (err error) {
+	var bytes int64
+	for i := 0; i < len(m.Entries) && err == nil; i++ {
+		s.mu.Lock()
+		rec, verdict := s.core.Naked(m.Entries[i])
+		err = s.settleLocked(rec, verdict, answered{journal.ClassPayload, m.Entries[i].Hash})
+		s.mu.Unlock()
+		bytes += rec.Bytes
+	}
+	s.session.window.Delivered(bytes)
 	return err
 }
 

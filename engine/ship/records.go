@@ -18,6 +18,7 @@ type Record struct {
 	Zero   bool
 	Hash   wire.Hash // of the raw bytes; of a Zero its ZeroHash
 	Tries  int       // how often these pages were sent again after a mismatch
+	Bytes  int64     // that it took on the wire
 }
 
 // entry is a record that is not durable at the mirror.
