@@ -69,6 +69,10 @@ func check(m Message) error {
 		return checkFetch(m.Offset, m.Length)
 	case *Fetched:
 		return m.check()
+	case *KeyNext:
+		return m.check()
+	case *KeyAck:
+		return m.check()
 	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}

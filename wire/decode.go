@@ -89,6 +89,10 @@ func decodeFields(h header, r *reader) Message {
 	case TypeFetched:
 		offset, length, hash := decodeFetch(r)
 		return &Fetched{Offset: offset, Length: length, Hash: hash, PayloadLength: int(h.payload)}
+	case TypeKeyNext:
+		return decodeKeyNext(r)
+	case TypeKeyAck:
+		return &KeyAck{r.hash()}
 	}
 	r.fail("has no decoder")
 	return nil

@@ -28,6 +28,8 @@ const (
 	extentSize    = 16
 	pingSize      = 8
 	windowSize    = 8
+	keyNextSize   = 208
+	keyAckSize    = 32
 )
 
 var le = binary.LittleEndian
@@ -145,6 +147,10 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendFetch(b, m.Offset, m.Length, m.Hash)
 	case *Fetched:
 		return appendFetch(b, m.Offset, m.Length, m.Hash)
+	case *KeyNext:
+		return appendKeyNext(b, m)
+	case *KeyAck:
+		return append(b, m.Key[:]...)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

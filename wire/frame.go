@@ -55,7 +55,7 @@ const (
 	TypePing      Type = 19
 	TypePong      Type = 20
 	TypeWindow    Type = 21
-	TypeKeyNext   Type = 22 // reserved: the next key
+	TypeKeyNext   Type = 22
 	TypeHalt      Type = 23
 	TypeBye       Type = 24
 	TypeAttach    Type = 25
@@ -69,6 +69,8 @@ const (
 	TypeRepair     Type = 32
 	TypeFetch      Type = 33
 	TypeFetched    Type = 34
+
+	TypeKeyAck Type = 35 // of every kind of session
 )
 
 // spec is what a header may say for one type.
@@ -101,7 +103,7 @@ var specs = [...]spec{
 	TypePing:      {"Ping", pingSize, pingSize, 0},
 	TypePong:      {"Pong", pingSize, pingSize, 0},
 	TypeWindow:    {"Window", windowSize, windowSize, 0},
-	TypeKeyNext:   {name: "KeyNext"},
+	TypeKeyNext:   {"KeyNext", keyNextSize, keyNextSize, 0},
 	TypeHalt:      {"Halt", endFixed, endFixed + MaxText, 0},
 	TypeBye:       {"Bye", endFixed, endFixed + MaxText, 0},
 	TypeAttach:    {"Attach", attachFixed, attachFixed + MaxName + MaxDevices*HashSize, 0},
@@ -115,6 +117,8 @@ var specs = [...]spec{
 	TypeRepair:     {"Repair", repairSize, repairSize, 0},
 	TypeFetch:      {"Fetch", fetchSize, fetchSize, 0},
 	TypeFetched:    {"Fetched", fetchSize, fetchSize, MaxBlock},
+
+	TypeKeyAck: {"KeyAck", keyAckSize, keyAckSize, 0},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -160,6 +164,9 @@ func (*Quarantine) Type() Type { return TypeQuarantine }
 func (*Repair) Type() Type     { return TypeRepair }
 func (*Fetch) Type() Type      { return TypeFetch }
 func (*Fetched) Type() Type    { return TypeFetched }
+
+func (*KeyNext) Type() Type { return TypeKeyNext }
+func (*KeyAck) Type() Type  { return TypeKeyAck }
 
 // header is what a frame's first bytes say.
 type header struct {

@@ -188,6 +188,15 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 			m.PayloadLength = int(m.Length)
 		}
 		return m
+	case TypeKeyNext:
+		m := &KeyNext{Key: hash(), Next: hash(), Switch: r.Int64N(1 << 50)}
+		m.Until = m.Switch + r.Int64N(1<<50)
+		r1, r2 := hash(), hash()
+		copy(m.ByKey[:], r1[:])
+		copy(m.ByNext[32:], r2[:])
+		return m
+	case TypeKeyAck:
+		return &KeyAck{hash()}
 	}
 	return nil
 }
@@ -250,6 +259,12 @@ func TestBroken(t *testing.T) {
 		many[i] = Extent{int64(i) * pageSize, pageSize}
 	}
 	cases := map[string]Message{
+		"no key":              &KeyNext{Next: Sum(nil), Until: 1},
+		"no next key":         &KeyNext{Key: Sum(nil), Until: 1},
+		"the same key":        &KeyNext{Key: Sum(nil), Next: Sum(nil), Until: 1},
+		"a switch before all": &KeyNext{Key: Sum(nil), Next: Hash{1}, Switch: -1},
+		"good until before":   &KeyNext{Key: Sum(nil), Next: Hash{1}, Switch: 2, Until: 1},
+		"ack of no key":       &KeyAck{},
 		"fetch of nothing":    &Fetch{Offset: 4096},
 		"fetch of too much":   &Fetch{Offset: 4096, Length: MaxBlock + 1},
 		"fetch before zero":   &Fetch{Offset: -4096, Length: 4096},
