@@ -42,6 +42,7 @@ type NodeStatus struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
+	Key     string `json:"key,omitempty"` // the ID: what other nodes trust
 }
 
 // VolumeStatus tells the state of one volume.

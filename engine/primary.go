@@ -40,6 +40,7 @@ type primary struct {
 	dir         string                       // folder of the volume in the state directory
 	log         func(string)
 	node        [32]byte
+	gate        *gate // how mirrors are dialled
 	incarnation uint64
 
 	fs        journal.FS
@@ -88,6 +89,7 @@ type primaryDeps struct {
 	config VolumeConfig
 	dir    string
 	node   [32]byte
+	gate   *gate // nil where nobody dials
 	fs     journal.FS
 	open   openDevice
 	lock   func(dir string) (release func(), err error)

@@ -11,6 +11,7 @@ import (
 	"github.com/blkmirror/blkmirror/engine/track"
 	"github.com/blkmirror/blkmirror/journal"
 	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // shipSession is one connection of a shipper, after Attached.
@@ -31,19 +32,16 @@ func (s *shipSession) end(err error) { s.cancel(err) }
 
 // connect is the life of one connection.
 func (s *shipper) connect(ctx context.Context) (established bool, err error) {
-	nc, err := wire.Dial(ctx, s.config.Address)
-	if err == nil {
-		err = wire.CheckPlainConn(nc)
-	}
+	gate := s.p.gate
+	nc, peer, err := gate.dial(ctx, s.config.Address, s.p.name, identity.AsMirror)
 	if err != nil {
-		if nc != nil {
-			nc.Close()
-		}
-		return false, networkError(s.config.Address, err)
+		return false, err
 	}
-	conn := wire.NewConn(nc, wire.ConnOptions{})
+	conn := wire.NewConn(nc, gate.options(peer))
+	ctx, pass := gate.pass(ctx, peer, s.config.Address)
+	defer pass.leave()
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
-	hello, answer, err := s.attach(conn)
+	hello, answer, err := s.attach(conn, pass)
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -54,15 +52,19 @@ func (s *shipper) connect(ctx context.Context) (established bool, err error) {
 	}
 	conn.Close(err)
 	s.stats.wire.Add(conn.Sent() + conn.Received())
-	return established, err
+	return established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror)
 }
 
 // attach is the handshake.
-func (s *shipper) attach(conn *wire.Conn) (*wire.Hello, *wire.Attached, error) {
+func (s *shipper) attach(conn *wire.Conn, pass *pass) (*wire.Hello, *wire.Attached, error) {
 	hello, err := greet(conn, &wire.Hello{Node: s.p.node, Name: hostName(), Software: software, Role: wire.RolePrimary, Volume: s.p.name})
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := pass.enter(s.p.name, identity.AsMirror, hello.Node); err != nil {
+		return nil, nil, err
+	}
+	pass.sit(s.config.Name)
 	open := s.attachMessage()
 	if err := conn.Send(open); err != nil {
 		return nil, nil, err

@@ -233,6 +233,9 @@ func (s *shipper) disconnected(err error) {
 	class := string(classOf(err))
 	s.mu.Lock()
 	s.barred = ""
+	if own.Kind == KindAuth {
+		s.barred = own.Error() + "; " + own.Next
+	}
 	if remote, ok := errors.AsType[*wire.RemoteError](err); ok && own.Kind == KindState && remote.Code != wire.CodeBusy && remote.Code != wire.CodeReplaced {
 		s.barred = own.Error() + "; " + own.Next
 	}
