@@ -55,7 +55,7 @@ func (c *Conn) writeLocked() error {
 	c.live.writing.Store(true)
 	defer c.live.writing.Store(false)
 	for {
-		n, err := c.out.bufs.WriteTo(c.nc)
+		n, err := writeBuffers(c.nc, &c.out.bufs)
 		c.sent.Add(n)
 		if err == nil {
 			return nil
@@ -68,6 +68,20 @@ func (c *Conn) writeLocked() error {
 			return c.writeFailed(err)
 		}
 	}
+}
+
+// buffersWriter is a net.Conn that can do better than to write one buffer after the other: net.Buffers knows
+// only the connections of its own package.
+type buffersWriter interface {
+	// WriteBuffers is net.Buffers.WriteTo: it takes what it wrote from bufs.
+	WriteBuffers(bufs *net.Buffers) (int64, error)
+}
+
+func writeBuffers(nc net.Conn, bufs *net.Buffers) (int64, error) {
+	if w, ok := nc.(buffersWriter); ok {
+		return w.WriteBuffers(bufs)
+	}
+	return bufs.WriteTo(nc)
 }
 
 // writeFailed ends the connection. A peer that stops says why and closes; a writer learns of the close
