@@ -71,6 +71,7 @@ func (a *app) commands() []*cli.Command {
 		a.pauseCommand(),
 		a.resumeCommand(),
 		a.rebuildCommand(),
+		a.keysCommand(),
 		a.inspectCommand(),
 		a.benchCommand(),
 		a.versionCommand(),

@@ -12,12 +12,14 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/blkmirror/blkmirror/engine"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // config is the file of `serve`: the same words as its flags.
 type config struct {
 	state, listen, control string
 	insecure               bool
+	keys                   identity.Options
 	volumes                map[string]engine.VolumeConfig
 }
 
@@ -70,7 +72,16 @@ func (r *configReader) read() error {
 		case "volume":
 			err = r.readVolumes(value)
 		default:
-			return r.unknown(key)
+			s := findKeySetting(key)
+			if s == nil {
+				return r.unknown(key)
+			}
+			var text string
+			if text, ok = value.(string); ok {
+				if err = s.set(&r.config.keys, text); err != nil {
+					return r.fail(fmt.Sprintf("%q: %v", text, err), key)
+				}
+			}
 		}
 		if !ok {
 			return r.fail("must be a text in quotes", key)

@@ -196,11 +196,11 @@ address = '127.0.0.1:2'
 	if len(flags.volumes) != len(volumeSettings)+2 {
 		t.Errorf("%d of %d settings are compared", len(flags.volumes)-2, len(volumeSettings))
 	}
-	fromFile, err := file.options()
+	fromFile, _, err := file.options()
 	if err != nil {
 		t.Fatal(err)
 	}
-	fromFlags, err := flags.options()
+	fromFlags, _, err := flags.options()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ address='127.0.0.1:1'
 `)
 	f := parseServe(t, serveFlags{config: path, listen: "m", insecure: true, insecureSet: true}, "--volume", "b=r,=s", "--max-lag", "b=2m",
 		"--mirror", "b=127.0.0.1:2", "--mirror", "b=127.0.0.1:3", "--rate", "b=2M", "--rate", "b=3M@22:00-06:00", "--volume", "c=t")
-	got, err := f.options()
+	got, _, err := f.options()
 	a, b, c := newVolume(), newVolume(), newVolume()
 	a.Path, b.Path, c.Path = "p", "r,=s", "t"
 	b.Interval, b.MaxLag = 5*time.Second, 2*time.Minute
@@ -236,11 +236,11 @@ address='127.0.0.1:1'
 		t.Error(err, diff)
 	}
 	f.insecureSet = false
-	if _, err := f.options(); exitCode(err) != exitUsage {
-		t.Errorf("insecure = false: %v", err)
+	if o, _, err := f.options(); err != nil || o.Insecure {
+		t.Errorf("insecure = false: %v, %v", o.Insecure, err)
 	}
 	f = parseServe(t, serveFlags{config: path, insecure: true, insecureSet: true}, "--export", "x=unix:y")
-	if _, err := f.options(); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "volume x") {
+	if _, _, err := f.options(); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "volume x") {
 		t.Errorf("a volume that nobody named: %v", err)
 	}
 }
@@ -248,7 +248,7 @@ address='127.0.0.1:1'
 func TestSIGHUPReadsTheConfigAgain(t *testing.T) {
 	path := writeConfig(t, "insecure = true\nstate = 's'\n[volume.a]\npath = 'p'\n")
 	f := serveFlags{config: path}
-	now, err := f.options()
+	now, keys, err := f.options()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestSIGHUPReadsTheConfigAgain(t *testing.T) {
 	now.Log = func(text string) { said <- text }
 	hangup, reload := make(chan os.Signal), make(chan map[string]engine.VolumeConfig, 1)
 	ended := make(chan struct{})
-	go func() { defer close(ended); f.routineReload(t.Context(), now, hangup, reload) }()
+	go func() { defer close(ended); f.routineReload(t.Context(), now, keys, hangup, reload) }()
 	t.Cleanup(func() { <-ended })
 
 	again := func(text string) string {

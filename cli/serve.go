@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/blkmirror/blkmirror/engine"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 const defaultListen = "127.0.0.1:7417"
@@ -21,6 +22,7 @@ const defaultListen = "127.0.0.1:7417"
 type serveFlags struct {
 	config, state, listen, control string
 	volumes                        []said
+	keys                           saidOfKeys
 	insecure, insecureSet, quiet   bool
 }
 
@@ -34,13 +36,14 @@ Runs until SIGTERM or SIGINT. Each volume is a block device or an image under a 
 export or a mirror is a primary: clients use it as a disk through the export (NBD), and each mirror follows
 it within an interval. What a volume became at its first start, it stays. An image that does not exist is
 created by the first primary or sync that comes. The control socket, which 'blkmirror status', 'cut' and the
-like ask, appears when every volume is ready. A file given with --config holds the same words; flags
+like ask, appears when every volume is ready. Other nodes are let in, and reached, when each trusts the other's key
+('blkmirror keys'). A file given with --config holds the same words; flags
 override it, and SIGHUP reads it again:
 
   state    = "/var/lib/blkmirror"
   listen   = "127.0.0.1:7417"
   control  = "/run/blkmirror.sock"
-  insecure = true
+  key_lifetime = "60d"             # and key_grace, tls_cert, tls_key, tls_ca
 
   [volume.db]
   path     = "/dev/vg0/db"
@@ -59,8 +62,8 @@ override it, and SIGHUP reads it again:
 
 Further keys of a volume are those flags below that begin with NAME=, with _ for -.`,
 		UsageText: `
-blkmirror serve --insecure --volume db=/dev/vg0/db --export db=unix:/run/db.sock --mirror db=127.0.0.1:7418
-blkmirror serve --insecure --listen 127.0.0.1:7418 --volume db=/srv/db.img
+blkmirror serve --volume db=/dev/vg0/db --export db=unix:/run/db.sock --mirror db=pluto:7417
+blkmirror serve --listen :7417 --volume db=/srv/db.img
 blkmirror serve --config /etc/blkmirror.toml`,
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "config", Destination: &f.config, Usage: "read settings from `FILE` (TOML)"},
@@ -68,9 +71,9 @@ blkmirror serve --config /etc/blkmirror.toml`,
 			&cli.StringFlag{Name: "listen", Destination: &f.listen,
 				Usage: "take connections at `HOST:PORT` (default " + defaultListen + "; port 0: any free one)"},
 			&cli.StringFlag{Name: "control", Destination: &f.control, Usage: controlUsage},
-			&cli.BoolFlag{Name: "insecure", Destination: &f.insecure, Usage: "allow plain TCP, on loopback only"},
+			&cli.BoolFlag{Name: "insecure", Destination: &f.insecure, Usage: "plain TCP without keys, on loopback only; for both sides"},
 			&cli.BoolFlag{Name: "quiet", Destination: &f.quiet, Usage: "no log"},
-		}, volumeFlags(&f.volumes)),
+		}, keyFlags(&f.keys, ""), volumeFlags(&f.volumes)),
 		Action: func(c *cli.Context) error {
 			f.insecureSet = c.IsSet("insecure")
 			return a.serve(c.Context, f)
@@ -82,7 +85,7 @@ blkmirror serve --config /etc/blkmirror.toml`,
 const serveProcs = 8
 
 func (a *app) serve(ctx context.Context, f serveFlags) error {
-	o, err := f.options()
+	o, keys, err := f.options()
 	if err != nil {
 		return err
 	}
@@ -99,6 +102,12 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 			fmt.Fprintf(a.stderr, "%s %s\n", time.Now().Format("2006-01-02T15:04:05.000Z07:00"), text)
 		}
 	}
+	if !o.Insecure {
+		keys.Log = o.Log
+		if o.Identity, err = openKeys(o.StateDir, keys); err != nil {
+			return err
+		}
+	}
 	reload := make(chan map[string]engine.VolumeConfig, 1)
 	o.Reload = reload
 	hangup := make(chan os.Signal, 1)
@@ -106,7 +115,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	defer signal.Stop(hangup)
 	ctx, cancel := context.WithCancel(ctx)
 	var routine sync.WaitGroup
-	routine.Go(func() { f.routineReload(ctx, o, hangup, reload) })
+	routine.Go(func() { f.routineReload(ctx, o, keys, hangup, reload) })
 	err = engine.Serve(ctx, o)
 	cancel()
 	routine.Wait()
@@ -115,7 +124,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 
 // routineReload reads the config again at each SIGHUP. Only the last one counts that the engine has not
 // taken yet. A file that is wrong changes nothing.
-func (f *serveFlags) routineReload(ctx context.Context, now engine.ServerOptions, hangup <-chan os.Signal, reload chan map[string]engine.VolumeConfig) {
+func (f *serveFlags) routineReload(ctx context.Context, now engine.ServerOptions, nowKeys identity.Options, hangup <-chan os.Signal, reload chan map[string]engine.VolumeConfig) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -126,14 +135,14 @@ func (f *serveFlags) routineReload(ctx context.Context, now engine.ServerOptions
 			now.Log("SIGHUP: there is no --config to read again")
 			continue
 		}
-		o, err := f.options()
+		o, keys, err := f.options()
 		if err != nil {
 			now.Log(fmt.Sprintf("SIGHUP: nothing changes: %v", err))
 			continue
 		}
 		now.Log("SIGHUP: read " + f.config + " again")
-		if o.Listen != now.Listen || o.StateDir != now.StateDir || o.Control != now.Control {
-			now.Log("SIGHUP: listen, state and control change only with a new start")
+		if o.Listen != now.Listen || o.StateDir != now.StateDir || o.Control != now.Control || o.Insecure != now.Insecure || !sameKeys(keys, nowKeys) {
+			now.Log("SIGHUP: listen, state, control, insecure and what is said of keys change only with a new start; keys and certificates themselves are read again all the time")
 		}
 		select {
 		case <-reload: // is out of date
@@ -143,15 +152,21 @@ func (f *serveFlags) routineReload(ctx context.Context, now engine.ServerOptions
 	}
 }
 
+func sameKeys(a, b identity.Options) bool {
+	return a.Lifetime == b.Lifetime && a.Grace == b.Grace && a.Cert == b.Cert && a.Key == b.Key && a.CA == b.CA
+}
+
 // options puts the flags over the file.
-func (f *serveFlags) options() (engine.ServerOptions, error) {
-	var o engine.ServerOptions
+func (f *serveFlags) options() (o engine.ServerOptions, keys identity.Options, err error) {
 	c := config{volumes: map[string]engine.VolumeConfig{}}
-	var err error
 	if f.config != "" {
 		if c, err = loadConfig(f.config); err != nil {
-			return o, err
+			return o, keys, err
 		}
+	}
+	keys = c.keys
+	for _, set := range f.keys {
+		set(&keys)
 	}
 	o.Listen = firstOf(f.listen, c.listen, defaultListen)
 	o.Control = firstOf(f.control, c.control)
@@ -161,16 +176,13 @@ func (f *serveFlags) options() (engine.ServerOptions, error) {
 	}
 	o.Volumes = c.volumes
 	if err := applySaid(o.Volumes, f.volumes); err != nil {
-		return o, err
+		return o, keys, err
 	}
 	if len(o.Volumes) == 0 {
-		return o, usageError{command: "serve", text: "no volume given: name one with --volume NAME=PATH or in the config file"}
-	}
-	if !o.Insecure {
-		return o, insecureNeeded("listen on", o.Listen)
+		return o, keys, usageError{command: "serve", text: "no volume given: name one with --volume NAME=PATH or in the config file"}
 	}
 	o.StateDir, err = stateDir(firstOf(f.state, c.state))
-	return o, err
+	return o, keys, err
 }
 
 func firstOf(values ...string) string {

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/blkmirror/blkmirror/engine"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 type syncFlags struct {
@@ -18,6 +19,7 @@ type syncFlags struct {
 	retry                                  time.Duration
 	verify, dryRun, noCompress, trustIndex bool
 	growOK, insecure, json, quiet          bool
+	keys                                   saidOfKeys
 }
 
 func (a *app) syncCommand() *cli.Command {
@@ -31,12 +33,14 @@ SRC and DST are a path of an image or a block device, or a volume of another nod
 blk://HOST:PORT/VOLUME; at least one is a path. An image that does not exist is created. What DST
 has already is not sent again, and a sync that was interrupted goes on where it stopped: run the
 same command again. Nobody should write to SRC meanwhile (take a snapshot of a disk in use): the
-copy could be a mixture, which is noticed and told. Nobody may write to DST.`,
+copy could be a mixture, which is noticed and told. Nobody may write to DST.
+
+The other node has to trust this one, and the other way round: 'blkmirror keys', with the same --state.`,
 		UsageText: `
 blkmirror sync disk.img copy.img
 blkmirror sync --rate 100M /dev/vg0/snapshot /dev/sdb
-blkmirror sync --insecure --json disk.img blk://127.0.0.1:7417/backup`,
-		Flags: []cli.Flag{
+blkmirror sync --json disk.img blk://pluto:7417/backup`,
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "state", Destination: &f.state, Usage: stateUsage},
 			&cli.GenericFlag{Name: "rate", Value: &f.rate, Usage: "ship at most `BYTES` a second, such as 100M or 20MiB/s"},
 			&cli.GenericFlag{Name: "block-size", Value: &f.blockSize, DefaultText: "64K",
@@ -47,12 +51,12 @@ blkmirror sync --insecure --json disk.img blk://127.0.0.1:7417/backup`,
 			&cli.BoolFlag{Name: "trust-index", Destination: &f.trustIndex,
 				Usage: "skip by the hashes recorded for DST, without reading it, where nobody touched it since"},
 			&cli.BoolFlag{Name: "grow-ok", Destination: &f.growOK, Usage: "DST may be larger than SRC; the rest of it is left alone"},
-			&cli.BoolFlag{Name: "insecure", Destination: &f.insecure, Usage: "allow plain TCP, on loopback only"},
+			&cli.BoolFlag{Name: "insecure", Destination: &f.insecure, Usage: "plain TCP without keys, on loopback only; for both sides"},
 			&cli.DurationFlag{Name: "retry", Destination: &f.retry, Value: time.Minute,
 				Usage: "keep trying for `TIME` after a connection was lost"},
 			&cli.BoolFlag{Name: "json", Destination: &f.json, Usage: "print the report as one JSON object"},
 			&cli.BoolFlag{Name: "quiet", Destination: &f.quiet, Usage: "no progress and no summary"},
-		},
+		}, keyFlags(&f.keys, "tls-")...),
 		Action: func(c *cli.Context) error {
 			return a.sync(c.Context, c.Args().Get(0), c.Args().Get(1), f)
 		},
@@ -108,20 +112,16 @@ func (f *syncFlags) options(source, target string) (engine.SyncOptions, error) {
 	if f.retry < 0 {
 		return o, usageError{command: "sync", text: "--retry must not be negative"}
 	}
-	for _, e := range []engine.Endpoint{o.Source, o.Target} {
-		if e.Remote() && !f.insecure {
-			return o, insecureNeeded("connect to", e.String())
-		}
+	if o.StateDir, err = stateDir(f.state); err != nil || f.insecure || !o.Source.Remote() && !o.Target.Remote() {
+		return o, err
 	}
-	o.StateDir, err = stateDir(f.state)
+	var keys identity.Options
+	for _, set := range f.keys {
+		set(&keys)
+	}
+	keys.Log = func(string) {} // who looks after a key is the daemon
+	o.Identity, err = openKeys(o.StateDir, keys)
 	return o, err
-}
-
-// insecureNeeded refuses the network as long as nodes cannot prove who they are.
-func insecureNeeded(op, on string) error {
-	return &engine.Error{Kind: engine.KindUsage, Op: op, On: on,
-		Err:  errors.New("this version has no identities yet: the connection is plain TCP, and only allowed on loopback"),
-		Next: "add --insecure if both ends are on this machine or joined by a tunnel, such as ssh -L"}
 }
 
 // printReport prints the one JSON object: the report, and the error where there was one.

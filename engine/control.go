@@ -43,6 +43,7 @@ type NodeStatus struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
+	Key     string `json:"key,omitempty"` // the ID: what other nodes trust
 	// Disconnects counts them since the start, by class; each class is there.
 	Disconnects map[string]int64 `json:"disconnects,omitempty"`
 }

@@ -70,7 +70,7 @@ func controlOf(t *testing.T, live liveVolume) (control string, close func()) {
 	t.Cleanup(func() { l.Close() })
 	d := newDisconnects(func(string) {}, time.Now)
 	d.add(Disconnect{Role: "primary", Volume: "db", Peer: "east"}, lived)
-	s := &server{id: "id", disconnects: d, listener: l, names: []string{"db", "disk"}, volumes: map[string]*volume{
+	s := &server{id: "id", disconnects: d, listener: l, gate: newGate(nil, "", nil), names: []string{"db", "disk"}, volumes: map[string]*volume{
 		"db": {name: "db", path: "/db", live: live}, "disk": {name: "disk", path: "/disk", state: "ok"},
 	}}
 	s.Control = filepath.Join(t.TempDir(), "c.sock")
@@ -296,8 +296,8 @@ func TestCheckAddresses(t *testing.T) {
 		}
 	}
 	for addr, ok := range map[string]bool{
-		"127.0.0.1:7417": true, "[::1]:1": true, "name.invalid:1": true,
-		"": false, "127.0.0.1": false, ":1": false, "127.0.0.1:0": false, "127.0.0.1:http": false, "192.0.2.1:1": false,
+		"127.0.0.1:7417": true, "[::1]:1": true, "name.invalid:1": true, "192.0.2.1:1": true,
+		"": false, "127.0.0.1": false, ":1": false, "127.0.0.1:0": false, "127.0.0.1:http": false,
 	} {
 		if err := CheckPeer(addr); (err == nil) != ok {
 			t.Errorf("mirror %q: %v", addr, err)

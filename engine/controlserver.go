@@ -64,6 +64,9 @@ func (s *server) answerStatus(w http.ResponseWriter, r *http.Request) {
 		Listen:  s.listener.Addr().String(),
 		Volumes: []VolumeStatus{},
 	}
+	if s.Identity != nil {
+		st.Node.Key = s.Identity.ID().String()
+	}
 	only := r.FormValue("volume")
 	if only != "" && s.volumes[only] == nil {
 		answerJSON(w, nil, noVolume("show volume", only))
@@ -71,7 +74,9 @@ func (s *server) answerStatus(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, name := range s.names {
 		if only == "" || only == name {
-			st.Volumes = append(st.Volumes, s.volumes[name].status())
+			v := s.volumes[name].status()
+			s.gate.describe(&v)
+			st.Volumes = append(st.Volumes, v)
 		}
 	}
 	answerJSON(w, st, nil)

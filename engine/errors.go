@@ -161,7 +161,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeSmaller:   "use a target that is at least as large as the source",
 	wire.CodeLarger:    "say --grow-ok if that is meant",
 	wire.CodeSame:      "choose another target",
-	wire.CodeAuth:      "have the other side trust this node's key",
+	wire.CodeAuth:      "compare `blkmirror keys list` on both sides: each must trust the other's ID for this volume",
 	wire.CodeState:     "see `blkmirror status` on the other side",
 	wire.CodeHistory:   "see the mirror's log; `blkmirror rebuild VOLUME` takes the volume's identity over from it, `blkmirror resume VOLUME --overwrite-mirror NAME` replaces what it holds",
 	wire.CodeOlder:     "find out which of the two primaries is the right one; this one has an older history",
@@ -183,10 +183,17 @@ func sessionError(err error, peer string) error {
 	case errors.Is(err, context.Canceled):
 		return &Error{Kind: KindOther, Op: "sync with", On: peer, Err: fmt.Errorf("interrupted: %w", context.Canceled),
 			Next: "run the same sync again: it goes on where this one stopped"}
+	case isAuth(err):
+		return &Error{Kind: KindAuth, Op: "sync with", On: peer, Err: err, Next: nextByClass[wire.ClassAuth], code: wire.CodeAuth}
 	case errors.Is(err, errMismatch):
 		return &Error{Kind: KindIntegrity, Op: "sync with", On: peer, Err: err, Next: nextByCode[wire.CodeIntegrity]}
 	}
 	return &Error{Kind: KindNetwork, Op: "sync with", On: peer, Err: err, Next: nextByClass[wire.Classify(err)]}
+}
+
+// isAuth tells whether one of the two sides does not trust the other.
+func isAuth(err error) bool {
+	return wire.Classify(err) == wire.ClassAuth && !errors.Is(err, wire.ErrNotLoopback)
 }
 
 // nextByClass tells what a person can do about a connection that failed. docs/DISCONNECTS.md says the same.
@@ -196,8 +203,8 @@ var nextByClass = map[wire.Class]string{
 	wire.ClassRefused:     "start `blkmirror serve` there, or check the port",
 	wire.ClassUnreachable: "check the route and the firewall",
 	wire.ClassDNS:         "check the host name and the name server",
-	wire.ClassTLS:         "check the certificates of both sides, and that nothing on the way ends TLS",
-	wire.ClassAuth:        "have each side trust the other's key",
+	wire.ClassTLS:         "run a blkmirror of this version there, both sides with --insecure or both without",
+	wire.ClassAuth:        "compare `blkmirror keys list` on both sides: each must trust the other's ID for this volume",
 	wire.ClassVersion:     "run the same version on both sides",
 	wire.ClassMTU:         "lower the MTU of the interface, or let ICMP \"fragmentation needed\" through the firewalls on the way",
 	wire.ClassIntegrity:   "the connection damages data: check memory and network; another connection is tried",

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // A primary dials, so a mirror that comes back would have to wait for the next try. It knocks instead: at the
@@ -128,17 +129,11 @@ func (m *mirror) missesPrimary() (id [16]byte, missing bool) {
 
 // knockAt knocks once.
 func (s *server) knockAt(ctx context.Context, addr, volume string, id [16]byte) error {
-	nc, err := wire.Dial(ctx, addr)
-	if err == nil {
-		err = wire.CheckPlainConn(nc)
-	}
+	nc, peer, err := s.gate.dial(ctx, addr, volume, identity.AsPrimary)
 	if err != nil {
-		if nc != nil {
-			nc.Close()
-		}
 		return err
 	}
-	conn := wire.NewConn(nc, wire.ConnOptions{}) // its handshake limits all of this
+	conn := wire.NewConn(nc, s.gate.options(peer)) // its handshake limits all of this
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
 	defer release()
 	err = knock(conn, &wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: wire.RoleMirror, Volume: volume}, id)

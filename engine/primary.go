@@ -40,6 +40,7 @@ type primary struct {
 	dir         string                       // folder of the volume in the state directory
 	log         func(string)
 	node        [32]byte
+	gate        *gate // how mirrors are dialled
 	incarnation uint64
 	disconnects *disconnects
 	door        func(context.Context) (port uint16) // where this node listens, once it does; nil: that is not told
@@ -90,6 +91,7 @@ type primaryDeps struct {
 	config VolumeConfig
 	dir    string
 	node   [32]byte
+	gate   *gate // nil where nobody dials
 	fs     journal.FS
 	open   openDevice
 	lock   func(dir string) (release func(), err error)

@@ -20,7 +20,7 @@ import (
 // be in order is in doubt. Nothing is exported or sent before start.
 func openPrimary(d primaryDeps) (*primary, error) {
 	d = d.withDefaults()
-	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, now: d.now, wait: d.wait, sizes: d.sizes,
+	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, gate: d.gate, now: d.now, wait: d.wait, sizes: d.sizes,
 		incarnation: newIncarnation(d.random), checkpointed: d.now(), disconnects: d.disconnects, door: d.door}
 	p.config.Store(&d.config)
 	var err error

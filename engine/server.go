@@ -13,15 +13,17 @@ import (
 
 	"github.com/blkmirror/blkmirror/journal"
 	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // ServerOptions configure a node that offers volumes.
 type ServerOptions struct {
 	StateDir string
-	Listen   string // HOST:PORT; loopback only as long as Insecure is needed
+	Listen   string // HOST:PORT; with Insecure loopback only
 	Control  string // path of the control socket; empty: control.sock in StateDir
 	Volumes  map[string]VolumeConfig
-	Insecure bool // required: identity comes later
+	Identity *identity.Node // who this node is and whom it trusts; nil with Insecure
+	Insecure bool           // plain TCP without identities, on loopback only
 	Version  string
 	Log      func(text string) // one line an event; may be nil
 
@@ -34,7 +36,7 @@ type ServerOptions struct {
 	device openDevice // of live volumes; nil: openFile
 }
 
-// maxConnections bounds what strangers can make the node hold: a goroutine and a handshake each.
+// maxConnections bounds the sessions, and with Insecure the handshakes (see lobby).
 const maxConnections = 128
 
 // server is a running node.
@@ -50,13 +52,19 @@ type server struct {
 
 	logging sync.Mutex
 	conns   sync.WaitGroup // one for each connection's goroutine
-	tokens  chan struct{}  // one for each connection
+	tokens  chan struct{}  // one for each session
+
+	gate                 *gate
+	lobby                lobby
+	strangers, untrusted murmur
 }
 
 // Serve runs until ctx ends, then stops cleanly: sessions are told, progress is made durable, the
 // control socket is removed. The control socket appears when the node is ready. Errors are *Error.
 func Serve(ctx context.Context, o ServerOptions) error {
 	s := &server{ServerOptions: o, volumes: make(map[string]*volume), tokens: make(chan struct{}, maxConnections), listening: make(chan struct{})}
+	s.gate = newGate(o.Identity, o.StateDir, s.log)
+	s.strangers.log, s.untrusted.log = s.log, s.log
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -126,13 +134,14 @@ const (
 
 // check refuses a configuration that cannot work, before anything is touched.
 func (s *server) check() error {
-	if !s.Insecure {
-		return &Error{Kind: KindUsage, Op: "listen on", On: s.Listen, Err: errors.New("this version has no encryption yet"),
-			Next: "say --insecure on both sides (loopback addresses only)"}
+	if s.Insecure == (s.Identity != nil) {
+		return &Error{Kind: KindUsage, Op: "listen on", On: s.Listen, Err: errors.New("a node has an identity, or is insecure"),
+			Next: "say --insecure (loopback addresses only), or do not"}
 	}
-	if err := wire.CheckPlain(s.Listen); err != nil {
-		return &Error{Kind: KindUsage, Op: "listen on", On: s.Listen, Err: err,
-			Next: "listen on 127.0.0.1 or ::1; plain text does not leave this machine"}
+	if s.Insecure {
+		if err := s.checkPlain(); err != nil {
+			return err
+		}
 	}
 	if len(s.Volumes) == 0 {
 		return &Error{Kind: KindUsage, Op: "serve", On: "no volume", Err: errors.New("nothing is offered"), Next: "name at least one --volume NAME=PATH"}
@@ -148,6 +157,24 @@ func (s *server) check() error {
 	return nil
 }
 
+// checkPlain keeps plain text on this machine.
+func (s *server) checkPlain() error {
+	if err := wire.CheckPlain(s.Listen); err != nil {
+		return &Error{Kind: KindUsage, Op: "listen on", On: s.Listen, Err: err,
+			Next: "listen on 127.0.0.1 or ::1, or leave --insecure away; plain text does not leave this machine"}
+	}
+	for name, c := range s.Volumes {
+		for _, m := range c.Mirrors {
+			// A name that cannot be resolved passes: it is looked up for every connection.
+			if err := wire.CheckPlain(m.Address); errors.Is(err, wire.ErrNotLoopback) {
+				return &Error{Kind: KindUsage, Op: "keep a mirror of " + name + " at", On: m.Address, Err: err,
+					Next: "name a mirror at 127.0.0.1 or ::1, or leave --insecure away; plain text does not leave this machine"}
+			}
+		}
+	}
+	return nil
+}
+
 // serve accepts until ctx ends, and returns when every session has ended.
 func (s *server) serve(ctx context.Context, control *controlSocket) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -159,6 +186,9 @@ func (s *server) serve(ctx context.Context, control *controlSocket) error {
 	s.conns.Go(func() { s.routineReload(ctx) })
 	for _, name := range s.names {
 		s.conns.Go(func() { s.routineKnock(ctx, s.volumes[name]) })
+	}
+	if s.Identity != nil {
+		s.conns.Go(func() { s.routineTrust(ctx) })
 	}
 	var err error
 	for {
@@ -177,16 +207,7 @@ func (s *server) serve(ctx context.Context, control *controlSocket) error {
 			}
 			continue
 		}
-		select {
-		case s.tokens <- struct{}{}:
-			s.conns.Go(func() {
-				defer func() { <-s.tokens }()
-				s.session(ctx, nc)
-			})
-		default:
-			nc.Close()
-			s.log(fmt.Sprintf("%s: refused, %d connections are open", nc.RemoteAddr(), maxConnections))
-		}
+		s.receive(ctx, nc)
 	}
 	cancel(context.Canceled)
 	s.conns.Wait()
@@ -204,16 +225,40 @@ func (s *server) log(text string) {
 	}
 }
 
-// session is the life of one connection.
-func (s *server) session(ctx context.Context, nc net.Conn) {
-	conn := wire.NewConn(nc, wire.ConnOptions{})
+// routineTrust takes up what time and `blkmirror keys` change, and ends the sessions that are trusted no longer.
+func (s *server) routineTrust(ctx context.Context) {
+	tick := time.NewTicker(trustEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.Identity.Tick()
+		s.gate.sweep() // not only when something was changed: grants end by themselves
+	}
+}
+
+const trustEvery = time.Second
+
+// session is the life of one connection. left is what its handshake may still take.
+func (s *server) session(ctx context.Context, nc net.Conn, who identity.Peer, left time.Duration) {
+	o := s.gate.options(who)
+	o.HandshakeTimeout = left
+	conn := wire.NewConn(nc, o)
 	peer := nc.RemoteAddr().String()
+	ctx, pass := s.gate.pass(ctx, who, peer)
+	defer pass.leave()
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
 	var hello *wire.Hello
 	var v *volume
-	err := wire.CheckPlainConn(nc)
+	var err error
+	if s.Insecure {
+		err = wire.CheckPlainConn(nc)
+	}
 	if err == nil {
-		hello, v, err = s.welcome(conn)
+		hello, v, err = s.welcome(conn, pass)
 	}
 	if err != nil {
 		refuse(conn, err)
@@ -246,8 +291,9 @@ func errNoVolume(name string) error {
 	return &Error{Kind: KindState, Op: "open volume", On: name, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
 }
 
-// welcome is the acceptor's part of the handshake.
-func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
+// welcome is the acceptor's part of the handshake. Nothing of a volume is told, nor whether there is one, before
+// it is known that the peer may know it.
+func (s *server) welcome(conn *wire.Conn, pass *pass) (*wire.Hello, *volume, error) {
 	m, err := conn.Next()
 	if err != nil {
 		return nil, nil, err
@@ -256,11 +302,17 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	if !ok {
 		return nil, nil, unexpected(m, "Hello")
 	}
+	role := opposite[hello.Role]
+	if err := pass.enter(hello.Volume, asOf(hello.Role), hello.Node); err != nil {
+		return nil, nil, err
+	}
 	v := s.volumes[hello.Volume]
 	if v == nil {
 		return nil, nil, errNoVolume(hello.Volume)
 	}
-	role := opposite[hello.Role]
+	if hello.Role == wire.RolePrimary {
+		pass.sit("")
+	}
 	return hello, v, conn.Send(&wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: role})
 }
 

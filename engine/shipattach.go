@@ -12,6 +12,7 @@ import (
 	"github.com/blkmirror/blkmirror/engine/track"
 	"github.com/blkmirror/blkmirror/journal"
 	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // shipSession is one connection of a shipper, after Attached.
@@ -39,23 +40,24 @@ func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
 	defer s.attempting(nil)
 	dialling, cancel := context.WithTimeout(attempting, limit)
 	defer cancel()
-	nc, err := wire.Dial(dialling, s.config.Address)
-	if err == nil {
-		err = wire.CheckPlainConn(nc)
-	}
+	gate := s.p.gate
+	nc, peer, err := gate.dial(dialling, s.config.Address, s.p.name, identity.AsMirror)
 	if err != nil {
-		if nc != nil {
-			nc.Close()
-		}
 		if cause := context.Cause(attempting); cause != nil {
-			return parting{err: cause}
+			err = cause
 		}
-		return parting{err: networkError(s.config.Address, err)}
+		return parting{err: err}
 	}
-	conn := wire.NewConn(nc, wire.ConnOptions{})
+	conn := wire.NewConn(nc, gate.options(peer))
+	ctx, pass := gate.pass(ctx, peer, s.config.Address)
+	defer pass.leave()
 	release := context.AfterFunc(attempting, func() { conn.Close(context.Cause(attempting)) })
-	hello, answer, err := s.attach(conn)
+	trusted := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
+	hello, answer, err := s.attach(conn, pass)
 	s.attempting(nil)
+	if !trusted() && err == nil {
+		err = context.Cause(ctx)
+	}
 	if !release() && err == nil {
 		err = context.Cause(attempting)
 	}
@@ -66,15 +68,19 @@ func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
 	}
 	conn.Close(err)
 	s.stats.wire.Add(conn.Sent() + conn.Received())
-	return partingOf(conn, established, err)
+	return partingOf(conn, established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror))
 }
 
 // attach is the handshake.
-func (s *shipper) attach(conn *wire.Conn) (*wire.Hello, *wire.Attached, error) {
+func (s *shipper) attach(conn *wire.Conn, pass *pass) (*wire.Hello, *wire.Attached, error) {
 	hello, err := greet(conn, &wire.Hello{Node: s.p.node, Name: hostName(), Software: software, Role: wire.RolePrimary, Volume: s.p.name})
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := pass.enter(s.p.name, identity.AsMirror, hello.Node); err != nil {
+		return nil, nil, err
+	}
+	pass.sit(s.config.Name)
 	open := s.attachMessage()
 	if err := conn.Send(open); err != nil {
 		return nil, nil, err

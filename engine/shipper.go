@@ -262,6 +262,9 @@ func (s *shipper) disconnected(p parting) {
 	}
 	s.mu.Lock()
 	s.barred = ""
+	if own.Kind == KindAuth {
+		s.barred = own.Error() + "; " + own.Next
+	}
 	if remote, ok := errors.AsType[*wire.RemoteError](err); ok && own.Kind == KindState && remote.Code != wire.CodeBusy && remote.Code != wire.CodeReplaced {
 		s.barred = own.Error() + "; " + own.Next
 	}

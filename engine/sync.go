@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // SyncOptions say what one-shot sync copies, and how.
@@ -22,9 +23,10 @@ type SyncOptions struct {
 	Verify         bool          // read back after writing
 	DryRun         bool          // only say what would be shipped
 	NoCompress     bool
-	TrustIndex     bool // skip by the target's index where its facts are as recorded
-	GrowOK         bool // a target larger than the source is no error
-	Insecure       bool // plain TCP, loopback only
+	TrustIndex     bool           // skip by the target's index where its facts are as recorded
+	GrowOK         bool           // a target larger than the source is no error
+	Insecure       bool           // plain TCP, loopback only
+	Identity       *identity.Node // who this node is and whom it trusts: of remote ends, without Insecure
 
 	// Warn receives what a person should know though the sync goes on. May be nil. It is called from
 	// several goroutines, one at a time.
@@ -91,7 +93,7 @@ func Sync(ctx context.Context, o SyncOptions) (Report, error) {
 	if o.openTarget == nil {
 		o.openTarget = openFile
 	}
-	c := &copier{SyncOptions: o}
+	c := &copier{SyncOptions: o, gate: newGate(o.Identity, o.StateDir, func(string) {})}
 	err := c.check()
 	if err == nil {
 		err = c.run(ctx)
@@ -110,6 +112,7 @@ func Sync(ctx context.Context, o SyncOptions) (Report, error) {
 type copier struct {
 	SyncOptions
 	source *sourceEnd // nil: remote
+	gate   *gate
 
 	warning sync.Mutex // one warning at a time
 	changed bool       // the source was written to meanwhile
@@ -134,11 +137,11 @@ func (c *copier) check() error {
 		return refuse("use rate", fmt.Sprint(c.RateLimit), "it must not be negative", "give bytes a second")
 	case c.Source.Remote() && c.Target.Remote():
 		return refuse("sync", c.Source.String(), "source and target are both remote", "run it on one of the two machines, with a path for its own end")
-	case remote.Remote() && !c.Insecure:
-		return refuse("connect to", remote.Addr, "this version has no encryption yet", "say --insecure on both sides (loopback addresses only)")
-	case remote.Remote():
+	case remote.Remote() && c.Insecure == (c.Identity != nil):
+		return refuse("connect to", remote.Addr, "a node has an identity, or is insecure", "say --insecure (loopback addresses only), or do not")
+	case remote.Remote() && c.Insecure:
 		if err := wire.CheckPlain(remote.Addr); errors.Is(err, wire.ErrNotLoopback) {
-			return refuse("connect to", remote.Addr, err.Error(), "plain text is for this machine only; tunnel it (ssh -L) or wait for TLS")
+			return refuse("connect to", remote.Addr, err.Error(), "plain text is for this machine only: leave --insecure away on both sides")
 		} else if err != nil {
 			return networkError(remote.Addr, err)
 		}
@@ -147,7 +150,11 @@ func (c *copier) check() error {
 }
 
 func networkError(addr string, err error) error {
-	return &Error{Kind: KindNetwork, Op: "connect to", On: addr, Err: err, Next: nextByClass[wire.Classify(err)]}
+	e := &Error{Kind: KindNetwork, Op: "connect to", On: addr, Err: err, Next: nextByClass[wire.Classify(err)]}
+	if isAuth(err) {
+		e.Kind, e.Next, e.code = KindAuth, "", wire.CodeAuth // see gate.explain
+	}
+	return e
 }
 
 func (c *copier) warn(text string) {
@@ -279,24 +286,22 @@ func (c *copier) local(ctx context.Context) error {
 
 // remote is one session over one TCP connection. Its error is an *Error.
 func (c *copier) remote(ctx context.Context, addr string) (opened bool, err error) {
-	nc, err := wire.Dial(ctx, addr)
-	if err == nil {
-		err = wire.CheckPlainConn(nc)
+	volume, as := c.Target.Volume, identity.AsMirror
+	if c.Source.Remote() {
+		volume, as = c.Source.Volume, identity.AsPrimary
 	}
+	nc, peer, err := c.gate.dial(ctx, addr, volume, as)
 	if err != nil {
-		if nc != nil {
-			nc.Close()
-		}
 		if ctx.Err() != nil {
 			return false, sessionError(context.Cause(ctx), addr)
 		}
-		return false, networkError(addr, err)
+		return false, err
 	}
-	conn := wire.NewConn(nc, wire.ConnOptions{})
+	conn := wire.NewConn(nc, c.gate.options(peer))
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
-	hello := &wire.Hello{Name: hostName(), Software: software, Role: wire.RoleSource, Volume: c.Target.Volume, BlockSize: uint32(c.BlockSize)}
+	hello := &wire.Hello{Name: hostName(), Software: software, Role: wire.RoleSource, Volume: volume, BlockSize: uint32(c.BlockSize)}
 	if c.Source.Remote() {
-		hello.Role, hello.Volume = wire.RoleTarget, c.Source.Volume
+		hello.Role = wire.RoleTarget
 	}
 	_, err = greet(conn, hello)
 	if !release() && err == nil {
@@ -304,7 +309,7 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 	}
 	if err != nil {
 		conn.Close(err)
-		return false, sessionError(err, addr)
+		return false, sessionError(c.gate.explain(err, addr, volume, as), addr)
 	}
 	conn.Established()
 
@@ -318,5 +323,5 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 		opened, err = runSource(ctx, conn, c.source, p, c.Progress)
 	}
 	conn.Close(err)
-	return opened, sessionError(err, addr)
+	return opened, sessionError(c.gate.explain(err, addr, volume, as), addr)
 }

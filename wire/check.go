@@ -79,6 +79,10 @@ func check(m Message) error {
 		return m.check()
 	case *Knock:
 		return m.check()
+	case *KeyNext:
+		return m.check()
+	case *KeyAck:
+		return m.check()
 	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}

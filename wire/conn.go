@@ -30,6 +30,8 @@ type ConnOptions struct {
 	DeadAfter time.Duration
 	// HandshakeTimeout is how long it may take until Established; 0: HandshakeTimeout.
 	HandshakeTimeout time.Duration
+	// Keys is asked for the rollover of keys; nil: a peer that announces one breaks the protocol.
+	Keys Keys
 }
 
 func (o ConnOptions) withDefaults() ConnOptions {
@@ -50,7 +52,8 @@ func (o ConnOptions) withDefaults() ConnOptions {
 // the peer.
 //
 // The first error ends the connection and stays: all calls under way and all later ones return it. Two
-// goroutines (live.go) begin in NewConn, a third with Steer (flow.go); they have ended when Close returns.
+// goroutines (live.go) begin in NewConn, and a third where keys roll over (rollover.go); another one with Steer
+// (flow.go). They have ended when Close returns.
 type Conn struct {
 	nc      net.Conn
 	peer    string // for errors
@@ -58,7 +61,7 @@ type Conn struct {
 	began   time.Time
 
 	sent, received atomic.Int64 // bytes
-	control        atomic.Int64 // of sent: bytes of Ping and Pong
+	control        atomic.Int64 // of sent: bytes that Conn says by itself
 	rtt            atomic.Int64 // ns, smoothed; 0: none measured yet
 	usual          atomic.Int64 // ns, the same without spikes (live.go)
 	heard          atomic.Int64 // ns since began: when the last byte came
@@ -74,7 +77,8 @@ type Conn struct {
 		buffer *bufio.Reader
 		frames uint64 // read so far
 		run    run
-		unread int // bytes of payload still in the stream
+		unread int  // bytes of payload still in the stream
+		met    bool // the peer's Hello came
 	}
 	live struct { // live.go
 		reading, writing atomic.Bool // a goroutine waits in the kernel
@@ -88,11 +92,19 @@ type Conn struct {
 	}
 
 	flow atomic.Pointer[Flow] // nil: nobody steers
+	keys struct {             // rollover.go
+		wake chan struct{} // one token: something is to be settled
+
+		sync.Mutex
+		next *KeyNext
+		ack  *KeyAck
+	}
 
 	end struct {
 		sync.Mutex
 		err error
 		at  time.Time // when err was set
+		own error     // why this side ends it, where the peer is being told
 		// said is what the peer gave as its reason before the connection ended; heard is closed then.
 		said  *RemoteError
 		heard chan struct{}
@@ -111,6 +123,10 @@ func NewConn(nc net.Conn, o ConnOptions) *Conn {
 	c.end.heard = make(chan struct{})
 	c.routines.Go(c.routineWatch)
 	c.routines.Go(c.routineControl)
+	if c.options.Keys != nil {
+		c.keys.wake = make(chan struct{}, 1)
+		c.routines.Go(c.routineKeys)
+	}
 	return c
 }
 
@@ -132,6 +148,7 @@ func (c *Conn) Established() {
 	c.live.established.Store(true)
 	c.live.pingDue.Store(true)
 	c.wakeControl()
+	c.wakeKeys()
 }
 
 // Sent counts the bytes that went to the peer, as the kernel took them.
@@ -184,6 +201,9 @@ func (c *Conn) fail(err error) error {
 	if c.end.err == nil {
 		if c.end.said != nil && Classify(err) == ClassReset {
 			err = c.end.said
+		}
+		if c.end.own != nil {
+			err = c.end.own
 		}
 		c.end.err, c.end.at = err, time.Now()
 		close(c.done)

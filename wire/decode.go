@@ -99,6 +99,10 @@ func decodeFields(h header, r *reader) Message {
 		return decodeDoor(r)
 	case TypeKnock:
 		return &Knock{r.id()}
+	case TypeKeyNext:
+		return decodeKeyNext(r)
+	case TypeKeyAck:
+		return &KeyAck{r.hash()}
 	}
 	r.fail("has no decoder")
 	return nil

@@ -28,6 +28,8 @@ const (
 	extentSize    = 16
 	pingSize      = 8
 	windowSize    = 8
+	keyNextSize   = 208
+	keyAckSize    = 32
 )
 
 var le = binary.LittleEndian
@@ -155,6 +157,10 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendDoor(b, m)
 	case *Knock:
 		return append(b, m.VolumeID[:]...)
+	case *KeyNext:
+		return appendKeyNext(b, m)
+	case *KeyAck:
+		return append(b, m.Key[:]...)
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
+	"slices"
 	"syscall"
 )
 
@@ -19,6 +21,7 @@ var (
 	ErrVersion          = errors.New("no common protocol version")
 	ErrHandshakeTimeout = errors.New("the handshake took too long")
 	ErrAuth             = errors.New("not trusted")
+	ErrTLS              = errors.New("no TLS connection comes about")
 )
 
 // While it stands.
@@ -171,6 +174,7 @@ var classes = [...]struct {
 	{ClassIntegrity, []error{ErrIntegrity, ErrCorrupt, ErrCodec, ErrReadOnly}},
 	{ClassProtocol, []error{ErrProtocol, ErrNotBlkmirror}},
 	{ClassAuth, []error{ErrAuth, ErrNotLoopback}},
+	{ClassTLS, []error{ErrTLS}},
 	{ClassTimeout, []error{ErrSilent, ErrHandshakeTimeout}},
 	{ClassLocalStop, []error{ErrClosed, context.Canceled, net.ErrClosed}},
 	{ClassReset, []error{ErrReset, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, io.EOF,
@@ -204,6 +208,12 @@ func Classify(err error) Class {
 			}
 		}
 	}
+	if alert, ok := alertOf(err); ok {
+		if slices.Contains(authAlerts, alert) {
+			return ClassAuth
+		}
+		return ClassTLS
+	}
 	if isTLS(err) {
 		return ClassTLS
 	}
@@ -235,15 +245,45 @@ func classOfCode(code Code) Class {
 	return ClassPeerStopped
 }
 
+// authAlerts are the alerts by which a peer says that it does not trust the key that it was shown.
+var authAlerts = []tls.AlertError{
+	42,  // bad_certificate
+	43,  // unsupported_certificate
+	44,  // certificate_revoked
+	45,  // certificate_expired
+	46,  // certificate_unknown
+	48,  // unknown_ca
+	49,  // access_denied
+	116, // certificate_required
+}
+
+// alertOf finds the alert of TLS that the peer sent. crypto/tls has a type of its own for it, which it does
+// not export, but for its number.
+func alertOf(err error) (tls.AlertError, bool) {
+	if alert, ok := errors.AsType[tls.AlertError](err); ok {
+		return alert, true
+	}
+	op, ok := errors.AsType[*net.OpError](err)
+	if !ok || op.Op != "remote error" {
+		return 0, false
+	}
+	v := reflect.ValueOf(op.Err)
+	if v.Kind() != reflect.Uint8 {
+		return 0, false
+	}
+	return tls.AlertError(v.Uint()), true
+}
+
 func isTLS(err error) bool {
 	var (
 		record    tls.RecordHeaderError
-		alert     tls.AlertError
 		verify    *tls.CertificateVerificationError
 		authority x509.UnknownAuthorityError
 		invalid   x509.CertificateInvalidError
 		host      x509.HostnameError
+		op        *net.OpError
 	)
-	return errors.As(err, &record) || errors.As(err, &alert) || errors.As(err, &verify) ||
-		errors.As(err, &authority) || errors.As(err, &invalid) || errors.As(err, &host)
+	return errors.As(err, &record) || errors.As(err, &verify) || errors.As(err, &authority) ||
+		errors.As(err, &invalid) || errors.As(err, &host) ||
+		errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error")
 }

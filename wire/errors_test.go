@@ -70,7 +70,12 @@ func TestClassify(t *testing.T) {
 		{op("dial", syscall.EHOSTUNREACH), ClassUnreachable}, {op("dial", syscall.ENETUNREACH), ClassUnreachable},
 		{op("dial", syscall.EACCES), ClassUnreachable},
 		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsTimeout: true}}, ClassDNS},
-		{tls.AlertError(42), ClassTLS}, {&net.OpError{Op: "remote error", Err: tls.AlertError(42)}, ClassTLS},
+		{tls.AlertError(40), ClassTLS}, {&net.OpError{Op: "remote error", Err: tls.AlertError(40)}, ClassTLS},
+		{&net.OpError{Op: "remote error", Err: foreignAlert(40)}, ClassTLS}, {ErrTLS, ClassTLS},
+		{&net.OpError{Op: "local error", Err: foreignAlert(20)}, ClassTLS},
+		{&net.OpError{Op: "remote error", Err: errors.New("none of a number")}, ClassTLS},
+		{tls.AlertError(42), ClassAuth}, {&net.OpError{Op: "remote error", Err: tls.AlertError(48)}, ClassAuth},
+		{&net.OpError{Op: "remote error", Err: foreignAlert(116)}, ClassAuth},
 		{ErrAuth, ClassAuth}, {ErrNotLoopback, ClassAuth}, {&RemoteError{Code: CodeAuth}, ClassAuth},
 		{ErrVersion, ClassVersion}, {&RemoteError{Code: CodeVersion}, ClassVersion},
 		{op("write", syscall.EMSGSIZE), ClassMTU},
@@ -122,3 +127,8 @@ func TestCleanText(t *testing.T) {
 		t.Errorf("cut within a character: %q", got)
 	}
 }
+
+// foreignAlert stands for the type that crypto/tls does not export.
+type foreignAlert uint8
+
+func (foreignAlert) Error() string { return "an alert" }

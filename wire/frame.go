@@ -55,7 +55,7 @@ const (
 	TypePing      Type = 19
 	TypePong      Type = 20
 	TypeWindow    Type = 21
-	TypeKeyNext   Type = 22 // reserved: the next key
+	TypeKeyNext   Type = 22
 	TypeHalt      Type = 23
 	TypeBye       Type = 24
 	TypeAttach    Type = 25
@@ -74,6 +74,7 @@ const (
 	TypeEnded      Type = 37
 	TypeDoor       Type = 38
 	TypeKnock      Type = 39
+	TypeKeyAck     Type = 40 // of every kind of session
 )
 
 // spec is what a header may say for one type.
@@ -106,7 +107,7 @@ var specs = [...]spec{
 	TypePing:      {"Ping", pingSize, pingSize, 0},
 	TypePong:      {"Pong", pingSize, pingSize, 0},
 	TypeWindow:    {"Window", windowSize, windowSize, 0},
-	TypeKeyNext:   {name: "KeyNext"},
+	TypeKeyNext:   {"KeyNext", keyNextSize, keyNextSize, 0},
 	TypeHalt:      {"Halt", endFixed, endFixed + MaxText, 0},
 	TypeBye:       {"Bye", endFixed, endFixed + MaxText, 0},
 	TypeAttach:    {"Attach", attachFixed, attachFixed + MaxName + MaxDevices*HashSize, 0},
@@ -125,6 +126,7 @@ var specs = [...]spec{
 	TypeEnded:      {"Ended", endedFixed, endedFixed + 5*MaxText + MaxEntries*extentSize, 0},
 	TypeDoor:       {"Door", doorSize, doorSize, 0},
 	TypeKnock:      {"Knock", knockSize, knockSize, 0},
+	TypeKeyAck:     {"KeyAck", keyAckSize, keyAckSize, 0},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.
@@ -175,6 +177,9 @@ func (*Told) Type() Type       { return TypeTold }
 func (*Ended) Type() Type      { return TypeEnded }
 func (*Door) Type() Type       { return TypeDoor }
 func (*Knock) Type() Type      { return TypeKnock }
+
+func (*KeyNext) Type() Type { return TypeKeyNext }
+func (*KeyAck) Type() Type  { return TypeKeyAck }
 
 // header is what a frame's first bytes say.
 type header struct {

@@ -3,10 +3,16 @@ package wire
 import (
 	"bufio"
 	"bytes"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -86,6 +92,11 @@ func samples() []Message {
 		},
 		&Door{7070},
 		&Knock{[16]byte{1, 2, 3}},
+		&KeyNext{
+			Key: Sum([]byte("key")), Next: Sum([]byte("next")), Switch: 1785000000000, Until: 1787592000000,
+			ByKey: [64]byte{1, 2, 3}, ByNext: [64]byte{4, 5, 6},
+		},
+		&KeyAck{Sum([]byte("next"))},
 	}
 }
 
@@ -191,6 +202,8 @@ func ends(t testing.TB, network string) (a, b net.Conn) {
 		a, b = Pipe()
 	case "unix":
 		a, b = socketPair(t)
+	case "tls":
+		a, b = secured(t)
 	default:
 		a, b = dialled(t)
 	}
@@ -215,6 +228,33 @@ func dialled(t testing.TB) (a, b net.Conn) {
 		t.Fatal(err)
 	}
 	return a, b
+}
+
+// secured is a TLS connection over loopback, as nodes make it but for who trusts whom.
+func secured(t testing.TB) (a, b net.Conn) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	cert, err := x509.CreateCertificate(nil, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, InsecureSkipVerify: true,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: private}}}
+	x, y := dialled(t)
+	client, server := tls.Client(x, config), tls.Server(y, config)
+	var theirs error
+	var other sync.WaitGroup
+	other.Go(func() { theirs = server.Handshake() })
+	err = client.Handshake()
+	other.Wait()
+	if err = errors.Join(err, theirs); err != nil {
+		t.Fatal(err)
+	}
+	return client, server
 }
 
 // socketPair is what Pipe could be instead: see BenchmarkConn.
@@ -246,7 +286,7 @@ func pair(t testing.TB, network string, o ConnOptions) (a, b *Conn) {
 	return a, b
 }
 
-var networks = []string{"tcp", "unix", "pipe"}
+var networks = []string{"tcp", "unix", "pipe", "tls"}
 
 // yield lets others run, within a loop that waits for a condition.
 func yield() { time.Sleep(50 * time.Microsecond) }

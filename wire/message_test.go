@@ -193,6 +193,15 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 		return &Door{1 + uint16(r.Uint32N(1<<16-1))}
 	case TypeKnock:
 		return &Knock{[16]byte{byte(1 + r.Uint32N(255)), byte(r.Uint32())}}
+	case TypeKeyNext:
+		m := &KeyNext{Key: hash(), Next: hash(), Switch: r.Int64N(1 << 50)}
+		m.Until = m.Switch + r.Int64N(1<<50)
+		r1, r2 := hash(), hash()
+		copy(m.ByKey[:], r1[:])
+		copy(m.ByNext[32:], r2[:])
+		return m
+	case TypeKeyAck:
+		return &KeyAck{hash()}
 	}
 	return nil
 }
@@ -257,6 +266,12 @@ func TestBroken(t *testing.T) {
 	cases := map[string]Message{
 		"door of port 0":      &Door{},
 		"knock at nothing":    &Knock{},
+		"no key":              &KeyNext{Next: Sum(nil), Until: 1},
+		"no next key":         &KeyNext{Key: Sum(nil), Until: 1},
+		"the same key":        &KeyNext{Key: Sum(nil), Next: Sum(nil), Until: 1},
+		"a switch before all": &KeyNext{Key: Sum(nil), Next: Hash{1}, Switch: -1},
+		"good until before":   &KeyNext{Key: Sum(nil), Next: Hash{1}, Switch: 2, Until: 1},
+		"ack of no key":       &KeyAck{},
 		"fetch of nothing":    &Fetch{Offset: 4096},
 		"fetch of too much":   &Fetch{Offset: 4096, Length: MaxBlock + 1},
 		"fetch before zero":   &Fetch{Offset: -4096, Length: 4096},

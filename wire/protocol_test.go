@@ -33,7 +33,7 @@ func TestProtocolPage(t *testing.T) {
 			t.Errorf("the example's row at %d is %s", at, row[2])
 		}
 	}
-	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "codec.go"} {
+	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "rollover.go", "codec.go"} {
 		for _, d := range drawings(t, name) {
 			if !strings.Contains(page, d) {
 				t.Errorf("a drawing of %s is not on the page:\n%s", name, d)
@@ -75,11 +75,12 @@ func typeRows() (rows []string) {
 		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror", TypeSuspect: "primary",
 		TypeQuarantine: "mirror", TypeRepair: "primary", TypeFetch: "both", TypeFetched: "both",
 		TypeAsk: "mirror", TypeTold: "primary", TypeEnded: "primary", TypeDoor: "primary", TypeKnock: "mirror",
+		TypeKeyNext: "both", TypeKeyAck: "both",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
 		switch {
-		case kind == 0:
+		case s.name == "": // no type has this number
 			continue
 		case s.max == 0:
 			rows = append(rows, fmt.Sprintf("| %d | %s | reserved | | |", kind, s.name))

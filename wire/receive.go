@@ -27,8 +27,8 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Next waits for the next message; what it returns is the caller's to keep. Ping and Pong are settled
-// here and never returned. The payload of a Data or Fetched stays in the stream: ReadPayload takes it, the next Next
+// Next waits for the next message; what it returns is the caller's to keep. Ping and Pong, and KeyNext and
+// KeyAck, are settled here and never returned. The payload of a Data or Fetched stays in the stream: ReadPayload takes it, the next Next
 // throws it away.
 //
 // Its error is the one that ended the connection: of class protocol or integrity where the peer's bytes
@@ -42,12 +42,20 @@ func (c *Conn) Next() (Message, error) {
 			return nil, err
 		}
 		m, err := c.nextLocked()
+		switch m.(type) {
+		case *KeyNext, *KeyAck:
+			if err = c.owe(m); err == nil {
+				continue
+			}
+		}
 		if err != nil {
 			err = fmt.Errorf("receive from %s: %w", c.peer, err)
 			c.protest(err)
 			return nil, c.fail(err)
 		}
 		switch m := m.(type) {
+		case *Hello:
+			c.in.met = true
 		case *Ping:
 			c.owePong(m)
 			continue

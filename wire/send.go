@@ -37,17 +37,25 @@ func (c *Conn) Send(ms ...Message) error {
 
 func costs(m Message) bool { return Cost(m) > 0 }
 
-// sendControl is Send for Ping and Pong, whose bytes are no sign of life.
-func (c *Conn) sendControl(ms ...Message) error {
-	c.control.Add(int64(len(ms)) * (HeaderSize + pingSize))
-	return c.Send(ms...)
+// sendControl is Send for what Conn says by itself, whose bytes are no sign of life. Such metas have a fixed size.
+func (c *Conn) sendControl(m Message) error {
+	n := HeaderSize + int64(specs[m.Type()].max)
+	if wrapped(c.nc) {
+		n += tlsOverhead
+	}
+	c.control.Add(n)
+	return c.Send(m)
 }
+
+// tlsOverhead is what a record of TLS 1.3 has around its content: a header of 5 bytes, the type, and a tag of 16.
+// The kernel counts it with the rest (see deliveredNow).
+const tlsOverhead = 22
 
 func (c *Conn) writeLocked() error {
 	c.live.writing.Store(true)
 	defer c.live.writing.Store(false)
 	for {
-		n, err := c.out.bufs.WriteTo(c.nc)
+		n, err := writeBuffers(c.nc, &c.out.bufs)
 		c.sent.Add(n)
 		if err == nil {
 			return nil
@@ -60,6 +68,20 @@ func (c *Conn) writeLocked() error {
 			return c.writeFailed(err)
 		}
 	}
+}
+
+// buffersWriter is a net.Conn that can do better than to write one buffer after the other: net.Buffers knows
+// only the connections of its own package.
+type buffersWriter interface {
+	// WriteBuffers is net.Buffers.WriteTo: it takes what it wrote from bufs.
+	WriteBuffers(bufs *net.Buffers) (int64, error)
+}
+
+func writeBuffers(nc net.Conn, bufs *net.Buffers) (int64, error) {
+	if w, ok := nc.(buffersWriter); ok {
+		return w.WriteBuffers(bufs)
+	}
+	return bufs.WriteTo(nc)
 }
 
 // writeFailed ends the connection. A peer that stops says why and closes; a writer learns of the close

@@ -1,0 +1,217 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
+)
+
+// gate knows who is at the other end of a connection, what he may do, and which connections stand: trust is
+// looked at when one begins, and again every second. Without an identity it lets everybody through, and the
+// connections are plain TCP on loopback.
+type gate struct {
+	id       *identity.Node // nil: --insecure
+	stateDir string         // named to a person who is to trust somebody
+	log      func(string)
+
+	mu       sync.Mutex
+	standing map[*pass]struct{}
+	seats    map[seat]identity.Peer // who was there last, for status
+}
+
+// seat is a place that only one peer has: a primary's mirror, by its configured name, or a mirror's primary ("").
+type seat struct{ volume, mirror string }
+
+func newGate(id *identity.Node, stateDir string, log func(string)) *gate {
+	return &gate{id: id, stateDir: stateDir, log: log, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}}
+}
+
+// asOf is what a peer that has this role in a session is to the volume.
+func asOf(r wire.Role) identity.As {
+	if r == wire.RolePrimary || r == wire.RoleSource {
+		return identity.AsPrimary
+	}
+	return identity.AsMirror
+}
+
+// dial connects to a peer that may be as to the volume. Its errors are *Error.
+func (g *gate) dial(ctx context.Context, addr, volume string, as identity.As) (net.Conn, identity.Peer, error) {
+	var peer identity.Peer
+	nc, err := wire.Dial(ctx, addr)
+	switch {
+	case err != nil:
+	case g.id != nil:
+		limited, stop := context.WithTimeout(ctx, wire.HandshakeTimeout)
+		defer stop()
+		nc, peer, err = g.id.Dial(limited, nc, volume, as)
+	default:
+		if err = wire.CheckPlainConn(nc); err != nil {
+			nc.Close()
+		}
+	}
+	if err != nil {
+		return nil, peer, g.explain(networkError(addr, err), addr, volume, as)
+	}
+	return nc, peer, nil
+}
+
+// options of a connection with a peer.
+func (g *gate) options(peer identity.Peer) wire.ConnOptions {
+	if g.id == nil {
+		return wire.ConnOptions{}
+	}
+	return wire.ConnOptions{Keys: g.id.Rollover(peer)}
+}
+
+// explain says what a person can do where one of the two sides does not trust the other: whoever dials sees it first.
+func (g *gate) explain(err error, addr, volume string, as identity.As) error {
+	own, told := errors.AsType[*Error](err)
+	if g.id == nil || wire.Classify(err) != wire.ClassAuth || told && own.Kind == KindAuth && own.Next != "" {
+		return err
+	}
+	if told {
+		err = own.Err
+	}
+	ours, theirs := "primary", "mirror"
+	if as == identity.AsPrimary {
+		ours, theirs = theirs, ours
+	}
+	self := hostName()
+	if identity.CheckName(self) != nil {
+		self = "NAME"
+	}
+	next := fmt.Sprintf("there run `blkmirror keys trust %s %v --volume %s --as %s`, and here `blkmirror keys trust NAME ID --volume %s --as %s --state %s` with the ID that `blkmirror keys show` prints there",
+		self, g.id.ID(), volume, ours, volume, theirs, g.stateDir)
+	if len(g.id.Peers()) == 0 {
+		next = "nobody is trusted here yet: " + next
+	}
+	return &Error{Kind: KindAuth, Op: "connect to", On: addr, Err: err, Next: next, code: wire.CodeAuth}
+}
+
+// pass is one connection's place among those that stand.
+type pass struct {
+	gate   *gate
+	peer   identity.Peer
+	addr   string
+	end    context.CancelCauseFunc
+	volume string
+	as     identity.As
+	node   wire.Hash // zero: it has none
+}
+
+// pass makes the place of a connection, which enter takes. The context ends when the peer must go.
+func (g *gate) pass(ctx context.Context, peer identity.Peer, addr string) (context.Context, *pass) {
+	p := &pass{gate: g, peer: peer, addr: addr}
+	ctx, p.end = context.WithCancelCause(ctx)
+	return ctx, p
+}
+
+// enter lets the peer in as what it is to the volume. The refusal tells it the same whether there is such a
+// volume or not. node is what it calls itself.
+func (p *pass) enter(volume string, as identity.As, node wire.Hash) error {
+	p.volume, p.as, p.node = volume, as, node
+	g := p.gate
+	if g.id == nil {
+		return nil
+	}
+	g.mu.Lock()
+	other := g.twinLocked(p)
+	if other == nil {
+		g.standing[p] = struct{}{}
+	}
+	g.mu.Unlock()
+	if other != nil {
+		g.log(fmt.Sprintf("ALARM: two nodes claim one identity: %s is connected from %s, and another node under its key came from %s and is refused; one of them has a copy of the other's state directory",
+			p.peer.Name, other.addr, p.addr))
+		return p.refusal(errors.New("another node with this identity is connected"))
+	}
+	// Behind the entry in standing: a change of trust from here on finds it there.
+	if err := g.id.May(p.peer, volume, as); err != nil {
+		g.log(fmt.Sprintf("%s: %v", p.addr, err))
+		return p.refusal(errors.New("nothing may be done with this volume in this role"))
+	}
+	return nil
+}
+
+func (p *pass) refusal(why error) error {
+	return &Error{Kind: KindAuth, Op: "open volume", On: p.volume, Err: fmt.Errorf("%w: %w", wire.ErrAuth, why),
+		Next: nextByCode[wire.CodeAuth], code: wire.CodeAuth}
+}
+
+// twinLocked finds a connection of the same peer that is with another node.
+func (g *gate) twinLocked(p *pass) *pass {
+	for other := range g.standing {
+		if other.peer.Name == p.peer.Name && other.node != p.node && other.node != (wire.Hash{}) && p.node != (wire.Hash{}) {
+			return other
+		}
+	}
+	return nil
+}
+
+// sit notes who is where, for status.
+func (p *pass) sit(mirror string) {
+	g := p.gate
+	if g.id == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.seats[seat{p.volume, mirror}] = p.peer
+}
+
+func (p *pass) leave() {
+	p.gate.mu.Lock()
+	delete(p.gate.standing, p)
+	p.gate.mu.Unlock()
+	p.end(nil)
+}
+
+// sweep ends the connections that are no longer trusted.
+func (g *gate) sweep() {
+	g.mu.Lock()
+	all := make([]*pass, 0, len(g.standing))
+	for p := range g.standing {
+		all = append(all, p)
+	}
+	g.mu.Unlock()
+	for _, p := range all {
+		if err := g.id.May(p.peer, p.volume, p.as); err != nil {
+			p.end(&Error{Kind: KindAuth, Op: "go on with", On: p.peer.Name, Err: err, Next: nextByCode[wire.CodeAuth], code: wire.CodeAuth})
+		}
+	}
+}
+
+// describe adds to a status who the peers are.
+func (g *gate) describe(v *VolumeStatus) {
+	if g.id == nil {
+		return
+	}
+	peers := g.id.Peers()
+	fill := func(m *MirrorStatus, mirror string) {
+		g.mu.Lock()
+		peer, ok := g.seats[seat{v.Name, mirror}]
+		g.mu.Unlock()
+		if !ok {
+			return
+		}
+		m.Peer, m.Key = peer.Name, peer.CA
+		if peer.CA == "" {
+			m.Key = peer.Key.String()
+		}
+		if i := slices.IndexFunc(peers, func(p identity.PeerInfo) bool { return p.Name == peer.Name }); i >= 0 {
+			m.Warnings = peers[i].Warnings
+		}
+	}
+	for i := range v.Mirrors {
+		fill(&v.Mirrors[i], v.Mirrors[i].Name)
+	}
+	if v.Primary != nil {
+		fill(v.Primary, "")
+	}
+}

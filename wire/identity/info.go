@@ -1,0 +1,165 @@
+package identity
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	warnAhead = 21 * 24 * time.Hour
+	oneDay    = 24 * time.Hour
+)
+
+// KeyInfo tells of a key, our own or a peer's.
+type KeyInfo struct {
+	ID     ID
+	State  string // "current", "next", "old"
+	Made   time.Time
+	Switch time.Time // of next
+	Until  time.Time // of old; zero: no end
+}
+
+// PeerInfo tells of a peer.
+type PeerInfo struct {
+	Name     string
+	Keys     []KeyInfo // newest last
+	CA       string
+	Grants   []Grant
+	Expires  time.Time // the nearest end of all; zero: none
+	Warnings []string  // for a person
+}
+
+// Own lists the own keys, newest last.
+func (n *Node) Own() []KeyInfo {
+	now := n.now()
+	own := n.view().own
+	var infos []KeyInfo
+	current := own.current(now)
+	for i, k := range own {
+		info := KeyInfo{ID: k.id, State: "old", Made: k.made, Until: k.until}
+		switch {
+		case i == current:
+			info.State = "current"
+		case i > current:
+			info.State, info.Switch = "next", k.from
+		}
+		infos = append(infos, info)
+	}
+	return infos
+}
+
+// Warnings are those about this node itself, for a person.
+func (n *Node) Warnings() []string {
+	var texts []string
+	n.mu.Lock()
+	if n.broken != "" {
+		texts = append(texts, n.broken)
+	}
+	n.mu.Unlock()
+	broken, until := n.ca.state()
+	if broken != "" {
+		texts = append(texts, broken)
+	}
+	if text := ending("the certificate of this node", until, n.now()); text != "" {
+		texts = append(texts, text+": have the CA make a new one")
+	}
+	return texts
+}
+
+// ending says that something ends soon, or has; "" where it does not.
+func ending(what string, until, now time.Time) string {
+	left := until.Sub(now)
+	switch {
+	case until.IsZero() || left >= warnAhead:
+		return ""
+	case left <= 0:
+		return fmt.Sprintf("%s ended on %s", what, moment(until))
+	case left < oneDay:
+		return fmt.Sprintf("%s ends today, %s", what, moment(until))
+	}
+	return fmt.Sprintf("%s ends in %d days, %s", what, left/oneDay, moment(until))
+}
+
+// Peers lists the peers by name.
+func (n *Node) Peers() []PeerInfo {
+	now := n.now()
+	_, ownUntil := n.ca.state()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var infos []PeerInfo
+	for _, p := range n.files.trust.Peers {
+		info := PeerInfo{Name: p.Name, Keys: p.infos(now), CA: p.Host, Grants: slices.Clone(p.Grants)}
+		until := p.CertificateUntil
+		if seen, ok := n.certUntil[p.Name]; ok {
+			until = seen
+		}
+		if p.Host == "" {
+			until = time.Time{}
+		}
+		nearest := func(t time.Time) {
+			if !t.IsZero() && (info.Expires.IsZero() || t.Before(info.Expires)) {
+				info.Expires = t
+			}
+		}
+		nearest(ownUntil)
+		nearest(until)
+		warn := func(text string) {
+			if text != "" {
+				info.Warnings = append(info.Warnings, text)
+			}
+		}
+		warn(ending("the certificate of peer "+p.Name, until, now))
+		for _, g := range p.Grants {
+			nearest(g.Until)
+			right := "the right of peer " + p.Name
+			if g.Volume != "" {
+				right += " to volume " + g.Volume
+			}
+			warn(ending(fmt.Sprintf("%s as %v", right, g.As), g.Until, now))
+		}
+		if last := len(p.Keys) - 1; last >= 0 {
+			nearest(p.Keys[last].Until) // it has no successor here: there was an alarm
+		}
+		for _, a := range p.Alarms {
+			warn(fmt.Sprintf("ALARM: the key %s of peer %s has two successors, %s and %s: somebody has a copy of it; neither is taken. "+
+				"Ask its owner for the right ID and trust that, or revoke %s", a.Key, p.Name, a.Nexts[0], a.Nexts[1], p.Name))
+		}
+		warn(n.staleLocked(p, now))
+		infos = append(infos, info)
+	}
+	return infos
+}
+
+// staleLocked tells of a peer that missed a switch of our keys.
+func (n *Node) staleLocked(p *peer, now time.Time) string {
+	own := n.files.own
+	i := own.index(n.knowsLocked(p.Name))
+	if i < 0 || i >= own.current(now) {
+		return ""
+	}
+	return fmt.Sprintf("peer %s still uses the old key %s of this node, good until %s; it is told of the new one as soon as it is connected",
+		p.Name, own[i].id, moment(own[i].until))
+}
+
+// infos are the peer's keys as they are seen from here.
+func (p *peer) infos(now time.Time) []KeyInfo {
+	current := 0
+	for i, k := range p.Keys {
+		if !k.Switch.After(now) {
+			current = i
+		}
+	}
+	var infos []KeyInfo
+	for i, k := range p.Keys {
+		info := KeyInfo{ID: k.ID, State: "old", Made: k.Added, Until: k.Until}
+		switch {
+		case i == current:
+			info.State = "current"
+		case i > current:
+			info.State, info.Switch = "next", k.Switch
+		}
+		infos = append(infos, info)
+	}
+	return infos
+}
