@@ -253,3 +253,32 @@ func TestDisconnectClasses(t *testing.T) {
 		}
 	}
 }
+
+// FuzzDisconnects: whatever is in the file, a node comes up with it, goes on, and keeps it within its limits.
+func FuzzDisconnects(f *testing.F) {
+	blob, err := json.Marshal(disconnectsRecord{disconnectsVersion, []Disconnect{east, {Class: "reset", Established: true, Seconds: 1e9, At: "x"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(blob)
+	f.Add([]byte(`{"version":1,"history":[{"role":"primary","volume":"db","peer":"east","class":"reset","established":true,"seconds":-1e308}]}`))
+	f.Fuzz(func(t *testing.T, blob []byte) {
+		history, err := parseDisconnects(blob)
+		if err != nil {
+			return
+		}
+		d := newDisconnects(func(string) {}, time.Now)
+		d.history = history
+		d.add(east, lived)
+		d.add(east, failed)
+		d.last("primary", "db", "east")
+		if all := d.list(""); len(all) > maxHistory || len(all) < 2 && len(history) == 0 {
+			t.Errorf("%d entries", len(all))
+		}
+		if again, err := json.Marshal(disconnectsRecord{disconnectsVersion, d.list("")}); err != nil {
+			t.Error(err)
+		} else if _, err := parseDisconnects(again); err != nil {
+			t.Error(err)
+		}
+	})
+}

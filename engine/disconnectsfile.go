@@ -46,15 +46,21 @@ func readDisconnects(path string) ([]Disconnect, error) {
 	}
 	defer f.Close()
 	blob, err := io.ReadAll(io.LimitReader(f, maxDisconnectsFile+1))
-	var r disconnectsRecord
-	if err == nil {
-		err = json.Unmarshal(blob, &r)
-	}
 	switch {
 	case err != nil:
 		return nil, err
 	case len(blob) > maxDisconnectsFile:
 		return nil, fmt.Errorf("it has more than %d bytes", maxDisconnectsFile)
+	}
+	return parseDisconnects(blob)
+}
+
+func parseDisconnects(blob []byte) ([]Disconnect, error) {
+	var r disconnectsRecord
+	if err := json.Unmarshal(blob, &r); err != nil {
+		return nil, err
+	}
+	switch {
 	case r.Version != disconnectsVersion:
 		return nil, fmt.Errorf("it has version %d, this program knows %d", r.Version, disconnectsVersion)
 	case len(r.History) > maxHistory:

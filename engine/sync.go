@@ -151,7 +151,10 @@ func (c *copier) check() error {
 
 func networkError(addr string, err error) error {
 	e := &Error{Kind: KindNetwork, Op: "connect to", On: addr, Err: err, Next: nextByClass[wire.Classify(err)]}
-	if isAuth(err) {
+	switch {
+	case errors.Is(err, wire.ErrNotLoopback): // which no key changes
+		e.Next = "plain text does not leave this machine: use a loopback address, or leave --insecure away on both sides"
+	case isAuth(err):
 		e.Kind, e.Next, e.code = KindAuth, "", wire.CodeAuth // see gate.explain
 	}
 	return e
