@@ -4,21 +4,20 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 	"github.com/blkmirror/blkmirror/engine/sim/mutants"
 )
 
 const (
-	testdata    = "scripts/faults/testdata"
-	mainPackage = "./cli/blkmirror"
-	faultPoint  = "engine/faultpoint.go" // a file that only the campaign's binary has
+	testdata   = "scripts/faults/testdata"
+	faultPoint = "engine/faultpoint.go" // a file that only the campaign's binary has
 )
 
 // build makes the binary with the fault points.
-func build(ctx context.Context, root, dir string) (binary string, err error) {
+func build(ctx context.Context, root, dir string) (string, error) {
 	files, err := pointsOf(root)
 	if err != nil {
 		return "", err
@@ -27,13 +26,7 @@ func build(ctx context.Context, root, dir string) (binary string, err error) {
 	if err != nil {
 		return "", err
 	}
-	binary = filepath.Join(dir, "blkmirror")
-	cmd := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", binary, mainPackage)
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return binary, nil
+	return daemon.Build(ctx, root, dir, "-overlay", overlay)
 }
 
 // pointsOf are the sources with fault points, by their paths below root.

@@ -7,7 +7,7 @@
 // the two say. Then it does what they say is to be done, compares both images by itself, and has verify do so.
 //
 //	build.go   the product's binary with the fault points of scripts/faults/testdata
-//	node.go    one daemon: its process, its status, its commands
+//	daemon/    the daemons: their process, their status, their commands
 //	proxy.go   frames between the two
 //	pair.go    both, with the images
 //	trial.go   one flip, from the first write to the verdict

@@ -4,20 +4,19 @@ import (
 	"bytes"
 	"io"
 	"net"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
+
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
 // The fault points follow the product's source, and only the places of the list use them.
 func TestPoints(t *testing.T) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	root, err := daemon.Root(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := pointsOf(filepath.Clean(strings.TrimSpace(string(out))))
+	files, err := pointsOf(root)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
 // diskPlaces are those where bytes lie still.
@@ -99,16 +101,16 @@ func (t *trial) mirrorScrubbed() error {
 	if err := flipAt(t.dst, bit); err != nil {
 		return err
 	}
-	a := t.mirror.ask(t.ctx, "scrub", "v", "--rate", "10GiB", "--json")
+	a := t.mirror.Ask(t.ctx, "scrub", "v", "--rate", "10GiB", "--json")
 	c, err := readChecked(a)
 	if err != nil {
 		return err
 	}
-	if a.code == 0 && len(c.Healed) == 0 && c.Unknown > 0 {
+	if a.Code == 0 && len(c.Healed) == 0 && c.Unknown > 0 {
 		t.also("no checksum there yet, found by verify")
 		return t.foundByVerify(bit)
 	}
-	if a.code != 0 || !holds(c.Healed, bit) || len(c.Extents) > 0 {
+	if a.Code != 0 || !holds(c.Healed, bit) || len(c.Extents) > 0 {
 		return fmt.Errorf("a bit at %d was turned over, and scrub says %s", bit/8, a)
 	}
 	same, err := sameFiles(t.src, t.dst)
@@ -163,15 +165,15 @@ func (t *trial) writeRight(bit int64) error {
 
 // indexed waits until the primary's index knows most of the volume.
 func (t *trial) indexed() error {
-	return until(t.ctx, "the primary's index", func() (bool, error) {
-		v, err := t.primary.volume(t.ctx)
+	return daemon.Until(t.ctx, "the primary's index", func() (bool, error) {
+		v, err := t.primary.Volume(t.ctx)
 		return err == nil && v.IndexNeeds < volumeSize/2, err
 	})
 }
 
 // healPrimary: it is told, the mirror is left as it is, and a person has the block taken from there.
 func (t *trial) healPrimary(c checked, bit int64) error {
-	v, err := t.primary.volume(t.ctx)
+	v, err := t.primary.Volume(t.ctx)
 	if err != nil {
 		return err
 	}
@@ -180,11 +182,11 @@ func (t *trial) healPrimary(c checked, bit int64) error {
 	}
 	t.found = true
 	t.also("told as rot, taken from the mirror")
-	a := t.primary.ask(t.ctx, "repair", "v", "--from", "mirror", "--json")
+	a := t.primary.Ask(t.ctx, "repair", "v", "--from", "mirror", "--json")
 	if c, err = readChecked(a); err != nil {
 		return err
 	}
-	if a.code != 0 || !holds(c.Extents, bit) {
+	if a.Code != 0 || !holds(c.Extents, bit) {
 		return fmt.Errorf("a bit at %d is rotten, and repair says %s", bit/8, a)
 	}
 	same, err := sameFiles(t.src, t.dst)
@@ -215,20 +217,8 @@ func files(dir string, but ...string) (paths []string, largest string, err error
 	return paths, largest, err
 }
 
-// folder is where a daemon keeps what it knows of its volume.
-func (n *node) folder() (string, error) {
-	found, err := filepath.Glob(filepath.Join(n.state, "*", "*", "journal"))
-	if err == nil && len(found) != 1 {
-		err = fmt.Errorf("%s: %d journals", n.state, len(found))
-	}
-	if err != nil {
-		return "", err
-	}
-	return filepath.Dir(found[0]), nil
-}
-
 // side is the daemon of a place.
-func (t *trial) side(primary bool) (n *node, device string) {
+func (t *trial) side(primary bool) (n *daemon.Node, device string) {
 	if primary {
 		return t.primary, t.src
 	}
@@ -242,7 +232,7 @@ func inIndex(primary bool) func(*trial) error {
 			return err
 		}
 		n, device := t.side(primary)
-		dir, err := n.folder()
+		dir, err := n.Folder()
 		if err != nil {
 			return err
 		}
@@ -294,7 +284,7 @@ func (t *trial) flipIn(dir string, but ...string) (what string, err error) {
 }
 
 // judgeLog sees whether a daemon's log tells of the flip, where nothing else did: it was of no consequence.
-func (t *trial) judgeLog(n *node, what, word string) error {
+func (t *trial) judgeLog(n *daemon.Node, what, word string) error {
 	t.note = what
 	if t.corrected {
 		p, err := t.peer(t.ctx)
@@ -304,7 +294,7 @@ func (t *trial) judgeLog(n *node, what, word string) error {
 	if t.found || t.wronglyGood {
 		return nil
 	}
-	for line := range strings.Lines(n.log.String()) {
+	for line := range strings.Lines(n.Log.String()) {
 		for _, says := range []string{"dropped", "damaged", "anew", "is not what"} {
 			if strings.Contains(line, word) && strings.Contains(line, says) {
 				t.found, t.corrected = true, true
@@ -319,7 +309,7 @@ func (t *trial) judgeLog(n *node, what, word string) error {
 
 // staging is a staging file of the mirror; mostly there is one.
 func (t *trial) staging() (path string, err error) {
-	dir, err := t.mirror.folder()
+	dir, err := t.mirror.Folder()
 	if err != nil {
 		return "", err
 	}
@@ -341,14 +331,16 @@ func (t *trial) committed() error {
 	if err := t.writes(false); err != nil {
 		return err
 	}
-	if a := t.primary.ask(t.ctx, "cut", "v"); a.code != 0 {
+	if a := t.primary.Ask(t.ctx, "cut", "v"); a.Code != 0 {
 		return fmt.Errorf("cut: %s", a)
 	}
-	v, err := t.primary.volume(t.ctx)
+	v, err := t.primary.Volume(t.ctx)
 	if err != nil {
 		return err
 	}
-	at, err := t.await(t.ctx, func(_, _ *volume, peer *peer) bool { return peer.Committed >= v.Epoch && peer.Applied < v.Epoch })
+	at, err := t.await(t.ctx, func(_, _ *daemon.Volume, peer *daemon.Peer) bool {
+		return peer.Committed >= v.Epoch && peer.Applied < v.Epoch
+	})
 	if err == nil && at != good {
 		err = fmt.Errorf("before the flip: %s", at)
 	}
@@ -422,12 +414,12 @@ func (t *trial) partial() error {
 	if err := t.writes(false); err != nil {
 		return err
 	}
-	if a := t.primary.ask(t.ctx, "cut", "v"); a.code != 0 {
+	if a := t.primary.Ask(t.ctx, "cut", "v"); a.Code != 0 {
 		return fmt.Errorf("cut: %s", a)
 	}
 	select {
 	case <-held:
-	case <-time.After(patience):
+	case <-time.After(daemon.Patience):
 		return errors.New("no Commit came")
 	}
 	t.link.to("")
@@ -451,7 +443,7 @@ func inJournal(primary bool) func(*trial) error {
 		}
 		what := ""
 		err := t.restart(n, stop, func() error {
-			dir, err := n.folder()
+			dir, err := n.Folder()
 			if err == nil {
 				what, err = t.flipIn(filepath.Join(dir, "journal"), "spare.1", "spare.2", "reserve", "lock")
 			}

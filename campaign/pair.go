@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 	"github.com/blkmirror/blkmirror/e2e/stamp"
 )
 
@@ -26,7 +27,7 @@ type pair struct {
 	src, dst        string // the images
 	faults          string // where trigger files lie
 	sock            string
-	primary, mirror *node
+	primary, mirror *daemon.Node
 	link            *proxy
 	nbd             *stamp.Client
 	rng             *rand.Rand
@@ -54,13 +55,15 @@ func newPair(ctx context.Context, binary, temp string, readBack bool, rng *rand.
 	if p.link, err = newProxy(); err != nil {
 		return p, err
 	}
-	p.primary = newNode(binary, at("P"), p.faults, "--volume", "v="+p.src, "--export", "v=unix:"+p.sock,
+	p.primary = daemon.New(binary, at("P"), "--volume", "v="+p.src, "--export", "v=unix:"+p.sock,
 		"--mirror", "v="+p.link.addr(), "--interval", "v=3s")
 	flags := []string{"--volume", "v=" + p.dst}
 	if readBack {
 		flags = append(flags, "--verify-writes", "v=readback")
 	}
-	p.mirror = newNode(binary, at("M"), p.faults, flags...)
+	p.mirror = daemon.New(binary, at("M"), flags...)
+	p.primary.Env = []string{"BLKMIRROR_FAULTS=" + p.faults}
+	p.mirror.Env = p.primary.Env
 	if err = p.mirrorUp(ctx); err != nil {
 		return p, err
 	}
@@ -75,15 +78,15 @@ func newPair(ctx context.Context, binary, temp string, readBack bool, rng *rand.
 }
 
 func (p *pair) mirrorUp(ctx context.Context) error {
-	err := p.mirror.up(ctx)
+	err := p.mirror.Up(ctx)
 	if err == nil {
-		p.link.to(p.mirror.addr)
+		p.link.to(p.mirror.Addr)
 	}
 	return err
 }
 
 func (p *pair) primaryUp(ctx context.Context) error {
-	err := p.primary.up(ctx)
+	err := p.primary.Up(ctx)
 	if err == nil {
 		err = p.dial(ctx)
 	}
@@ -96,7 +99,7 @@ func (p *pair) dial(ctx context.Context) error {
 		p.nbd.Close()
 		p.nbd = nil
 	}
-	v, err := p.primary.volume(ctx)
+	v, err := p.primary.Volume(ctx)
 	if err != nil || v.State == "failed" {
 		return err
 	}
@@ -109,9 +112,9 @@ func (p *pair) close() {
 	if p.nbd != nil {
 		p.nbd.Close()
 	}
-	for _, n := range []*node{p.primary, p.mirror} {
+	for _, n := range []*daemon.Node{p.primary, p.mirror} {
 		if n != nil {
-			n.end(syscall.SIGKILL)
+			n.End(syscall.SIGKILL)
 		}
 	}
 	if p.link != nil {
@@ -189,18 +192,18 @@ func (p *pair) cut(ctx context.Context) (where, error) {
 		if err != nil {
 			return "", err
 		}
-		if a := p.primary.ask(ctx, "cut", "v"); a.code != 0 {
-			if v, err := p.primary.volume(ctx); err == nil && v.State == "failed" {
+		if a := p.primary.Ask(ctx, "cut", "v"); a.Code != 0 {
+			if v, err := p.primary.Volume(ctx); err == nil && v.State == "failed" {
 				return primaryFailed, nil
 			}
 			return "", fmt.Errorf("cut: %s", a)
 		}
-		v, err := p.primary.volume(ctx)
+		v, err := p.primary.Volume(ctx)
 		if err != nil {
 			return "", err
 		}
 		left := false
-		at, err := p.await(ctx, func(now, m *volume, peer *peer) bool {
+		at, err := p.await(ctx, func(now, m *daemon.Volume, peer *daemon.Peer) bool {
 			if peer.GivenUp > before.GivenUp {
 				left = true
 				return true
@@ -215,19 +218,19 @@ func (p *pair) cut(ctx context.Context) (where, error) {
 			return at, err
 		}
 	}
-	v, _ := p.primary.volume(ctx)
-	m, _ := p.mirror.volume(ctx)
+	v, _ := p.primary.Volume(ctx)
+	m, _ := p.mirror.Volume(ctx)
 	return "", fmt.Errorf("there is always something left: %s", p.state(&v, &m))
 }
 
 // await waits for a condition while all is well.
-func (p *pair) await(ctx context.Context, met func(v, m *volume, peer *peer) bool) (at where, err error) {
-	var v, m volume
-	err = until(ctx, "the pair to settle", func() (bool, error) {
-		if v, err = p.primary.volume(ctx); err != nil {
+func (p *pair) await(ctx context.Context, met func(v, m *daemon.Volume, peer *daemon.Peer) bool) (at where, err error) {
+	var v, m daemon.Volume
+	err = daemon.Until(ctx, "the pair to settle", func() (bool, error) {
+		if v, err = p.primary.Volume(ctx); err != nil {
 			return false, err
 		}
-		if m, err = p.mirror.volume(ctx); err != nil {
+		if m, err = p.mirror.Volume(ctx); err != nil {
 			return false, err
 		}
 		switch {
@@ -253,36 +256,36 @@ func (p *pair) await(ctx context.Context, met func(v, m *volume, peer *peer) boo
 }
 
 // peer is the mirror as its primary tells of it; zero where that failed.
-func (p *pair) peer(ctx context.Context) (peer, error) {
-	v, err := p.primary.volume(ctx)
+func (p *pair) peer(ctx context.Context) (daemon.Peer, error) {
+	v, err := p.primary.Volume(ctx)
 	if err != nil || len(v.Mirrors) != 1 {
-		return peer{}, err
+		return daemon.Peer{}, err
 	}
 	return v.Mirrors[0], nil
 }
 
 // state is all that a reader of a failure wants to see.
-func (p *pair) state(v, m *volume) string {
+func (p *pair) state(v, m *daemon.Volume) string {
 	a, _ := json.Marshal(v)
 	b, _ := json.Marshal(m)
-	return fmt.Sprintf("\nprimary: %s\nmirror: %s\nprimary's log: %s\nmirror's log: %s", a, b, tail(p.primary.log.String()), tail(p.mirror.log.String()))
+	return fmt.Sprintf("\nprimary: %s\nmirror: %s\nprimary's log: %s\nmirror's log: %s", a, b, p.primary.Log.Tail(), p.mirror.Log.Tail())
 }
 
 // noticed counts what either side noticed since its start.
 func (p *pair) noticed(ctx context.Context) (n int64, err error) {
-	v, err := p.primary.volume(ctx)
+	v, err := p.primary.Volume(ctx)
 	if err != nil {
 		return 0, err
 	}
-	m, err := p.mirror.volume(ctx)
+	m, err := p.mirror.Volume(ctx)
 	if err != nil {
 		return 0, err
 	}
 	if len(v.Mirrors) == 1 {
-		n = v.Mirrors[0].noticed()
+		n = v.Mirrors[0].Noticed()
 	}
 	if m.Primary != nil {
-		n += m.Primary.noticed()
+		n += m.Primary.Noticed()
 	}
 	return n, nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
 // trial is one flip and what became of it.
@@ -96,11 +98,11 @@ func (t *trial) judgeAt(at where) error {
 
 // tell notes why the mirror is read-only. Both sides have to say so, and name blocks.
 func (t *trial) tell() error {
-	m, err := t.mirror.volume(t.ctx)
+	m, err := t.mirror.Volume(t.ctx)
 	if err != nil {
 		return err
 	}
-	v, err := t.primary.volume(t.ctx)
+	v, err := t.primary.Volume(t.ctx)
 	if err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (t *trial) tell() error {
 	if ro == nil || len(v.Mirrors) != 1 || v.Mirrors[0].ReadOnly == nil || v.Mirrors[0].ReadOnly.Class != ro.Class || len(ro.Blocks) == 0 {
 		return fmt.Errorf("read-only, and no class or blocks: %+v; %+v", m, v)
 	}
-	if a := t.mirror.ask(t.ctx, "status", "v"); a.code != 0 || !strings.Contains(a.stdout, "read-only") {
+	if a := t.mirror.Ask(t.ctx, "status", "v"); a.Code != 0 || !strings.Contains(a.Stdout, "read-only") {
 		return fmt.Errorf("status of a read-only mirror: %s", a)
 	}
 	t.found, t.readOnly = true, ro.Class
@@ -121,7 +123,7 @@ func (t *trial) tellFailed(at where) error {
 	if at == primaryFailed {
 		n = t.primary
 	}
-	v, err := n.volume(t.ctx)
+	v, err := n.Volume(t.ctx)
 	if err != nil {
 		return err
 	}
@@ -133,7 +135,7 @@ func (t *trial) tellFailed(at where) error {
 	if at == mirrorFailed {
 		return nil
 	}
-	if a := t.primary.ask(t.ctx, "verify", "v"); a.code != 7 {
+	if a := t.primary.Ask(t.ctx, "verify", "v"); a.Code != 7 {
 		return fmt.Errorf("verify of a volume that failed: %s", a)
 	}
 	return nil
@@ -178,8 +180,8 @@ func holds(list []extent, bit int64) bool {
 	return len(list) == 1 && list[0].Offset <= bit/8 && bit/8 < list[0].Offset+list[0].Length
 }
 
-func readChecked(a answer) (c checked, err error) {
-	if err = json.Unmarshal([]byte(a.stdout), &c); err != nil {
+func readChecked(a daemon.Answer) (c checked, err error) {
+	if err = json.Unmarshal([]byte(a.Stdout), &c); err != nil {
 		err = fmt.Errorf("%w: %s", err, a)
 	}
 	return c, err
@@ -187,15 +189,15 @@ func readChecked(a answer) (c checked, err error) {
 
 // verify compares both sides by the product's own means. different: it says so, in every way that it has to.
 func (t *trial) verify() (different bool, c checked, err error) {
-	a := t.primary.ask(t.ctx, "verify", "v", "--json")
-	if a.code != 0 && a.code != 5 {
+	a := t.primary.Ask(t.ctx, "verify", "v", "--json")
+	if a.Code != 0 && a.Code != 5 {
 		return false, c, fmt.Errorf("verify: %s", a)
 	}
 	if c, err = readChecked(a); err != nil {
 		return false, c, err
 	}
 	different = len(c.Extents)+len(c.Rot) > 0
-	if different != (a.code == 5) || c.Skipped != 0 {
+	if different != (a.Code == 5) || c.Skipped != 0 {
 		return false, c, fmt.Errorf("verify: %s", a)
 	}
 	if !different {
@@ -206,7 +208,7 @@ func (t *trial) verify() (different bool, c checked, err error) {
 	if len(c.Extents) == 0 {
 		return true, c, nil
 	}
-	at, err := t.await(t.ctx, func(_, _ *volume, _ *peer) bool { return false })
+	at, err := t.await(t.ctx, func(_, _ *daemon.Volume, _ *daemon.Peer) bool { return false })
 	if err == nil && at != isReadOnly {
 		err = fmt.Errorf("%s after a verify that found something", at)
 	}
@@ -230,7 +232,7 @@ func (t *trial) foundAtMirror(c checked, bit int64) error {
 	if err := t.tell(); err != nil {
 		return err
 	}
-	m, err := t.mirror.volume(t.ctx)
+	m, err := t.mirror.Volume(t.ctx)
 	if err == nil && (len(m.ReadOnly.Blocks) != 1 || m.ReadOnly.Blocks[0] != at/blockSize) {
 		err = fmt.Errorf("a bit at %d was turned over, and in quarantine are %v", at, m.ReadOnly.Blocks)
 	}
@@ -266,9 +268,9 @@ func (t *trial) recover() error {
 }
 
 func (t *trial) repair() error {
-	a := t.primary.ask(t.ctx, "repair", "v", "--json")
-	if a.code != 0 {
-		return fmt.Errorf("repair: %s\nprimary's log: %s\nmirror's log: %s", a, tail(t.primary.log.String()), tail(t.mirror.log.String()))
+	a := t.primary.Ask(t.ctx, "repair", "v", "--json")
+	if a.Code != 0 {
+		return fmt.Errorf("repair: %s\nprimary's log: %s\nmirror's log: %s", a, t.primary.Log.Tail(), t.mirror.Log.Tail())
 	}
 	c, err := readChecked(a)
 	t.cost += c.Shipped
@@ -278,15 +280,15 @@ func (t *trial) repair() error {
 	return err
 }
 
-func (t *trial) rebuild(n *node) error {
+func (t *trial) rebuild(n *daemon.Node) error {
 	before, err := t.peer(t.ctx)
 	if err != nil {
 		return err
 	}
-	if a := n.ask(t.ctx, "rebuild", "v"); a.code != 0 {
+	if a := n.Ask(t.ctx, "rebuild", "v"); a.Code != 0 {
 		return fmt.Errorf("rebuild: %s", a)
 	}
-	at, err := t.await(t.ctx, func(_, m *volume, peer *peer) bool {
+	at, err := t.await(t.ctx, func(_, m *daemon.Volume, peer *daemon.Peer) bool {
 		return peer.State != "connecting" && peer.State != "disconnected" && peer.Needs == 0
 	})
 	if err != nil {
@@ -307,10 +309,10 @@ func (t *trial) overwrite() error {
 	if err != nil {
 		return err
 	}
-	if a := t.primary.ask(t.ctx, "resume", "v", "--overwrite-mirror", p.Name); a.code != 0 {
+	if a := t.primary.Ask(t.ctx, "resume", "v", "--overwrite-mirror", p.Name); a.Code != 0 {
 		return fmt.Errorf("resume --overwrite-mirror: %s", a)
 	}
-	return until(t.ctx, "the mirror to be taken", func() (bool, error) {
+	return daemon.Until(t.ctx, "the mirror to be taken", func() (bool, error) {
 		p, err := t.peer(t.ctx)
 		return p.State != "refused" && p.State != "connecting", err
 	})

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync"
 	"syscall"
+
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
 // wirePlaces are those that a block passes on its way to the mirror's device.
@@ -85,7 +87,7 @@ func onWire(change flip, each bool) func(*trial) error {
 		if err := t.writes(false); err != nil {
 			return err
 		}
-		before, err := t.primary.volume(t.ctx)
+		before, err := t.primary.Volume(t.ctx)
 		if err != nil {
 			return err
 		}
@@ -102,8 +104,8 @@ func onWire(change flip, each bool) func(*trial) error {
 }
 
 // judgeLine counts a line that was given up, as damaged, as a correction.
-func (t *trial) judgeLine(before *volume) error {
-	v, err := t.primary.volume(t.ctx)
+func (t *trial) judgeLine(before *daemon.Volume) error {
+	v, err := t.primary.Volume(t.ctx)
 	if err != nil || t.found {
 		return err
 	}
@@ -186,11 +188,11 @@ func turn(b []byte, n uint64) {
 }
 
 // restart ends a daemon and starts it again, with something in between. stop: SIGTERM, or SIGKILL.
-func (t *trial) restart(n *node, stop syscall.Signal, between func() error) error {
+func (t *trial) restart(n *daemon.Node, stop syscall.Signal, between func() error) error {
 	if n == t.mirror {
 		defer t.link.arm(nil)
 	}
-	if err := n.end(stop); err != nil {
+	if err := n.End(stop); err != nil {
 		return err
 	}
 	if err := between(); err != nil {

@@ -13,14 +13,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/blkmirror/blkmirror/campaign"
+	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
 func main() {
@@ -47,9 +46,9 @@ func main() {
 }
 
 func run(ctx context.Context, n int, only string, seed uint64, verbose bool) (missed bool, err error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	root, err := daemon.Root(ctx)
 	if err != nil {
-		return false, fmt.Errorf("where is the module? %w", err)
+		return false, err
 	}
 	temp, err := os.MkdirTemp("", "faults")
 	if err != nil {
@@ -59,7 +58,7 @@ func run(ctx context.Context, n int, only string, seed uint64, verbose bool) (mi
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	o := campaign.Options{Root: filepath.Clean(strings.TrimSpace(string(out))), Temp: temp, Trials: n, Seed: seed, Log: os.Stderr, Verbose: verbose}
+	o := campaign.Options{Root: root, Temp: temp, Trials: n, Seed: seed, Log: os.Stderr, Verbose: verbose}
 	if only != "" {
 		o.Only = strings.Split(only, ",")
 	}
