@@ -124,6 +124,16 @@ func TestCutGoneBack(t *testing.T) {
 	}
 }
 
+func TestBrought(t *testing.T) {
+	h := script(t, 4, "+0 !1 +1-2 !2 +1 !3 z2 !4")
+	for behind, want := range [][2]int64{{4, 2}, {3, 1}, {1, 1}, {0, 0}, {0, 0}} {
+		every, left, until := h.Brought(behind)
+		if every != want[0]*PageSize || left != want[1]*PageSize || until != 4 {
+			t.Errorf("behind %d: %d, %d, %d", behind, every, left, until)
+		}
+	}
+}
+
 func TestDurable(t *testing.T) {
 	h := script(t, 3, "+0 !1 +0 !2 +1 !3 +0 z2 !5")
 	for words, want := range map[string]bool{

@@ -61,6 +61,28 @@ func (h *History) Writes() int {
 	return len(h.writes)
 }
 
+// Brought tells what the writes behind the first so many brought: the bytes of data in all, and those that are left where
+// the last write to a page counts. Zeroes bring none. Until is the number of writes by now.
+func (h *History) Brought(behind int) (every, left int64, until int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last := map[int64]bool{} // pages, and whether they hold data
+	for _, w := range h.writes[behind:] {
+		for page := w.Page; page < w.Page+w.Pages; page++ {
+			last[page] = !w.Zero
+		}
+		if !w.Zero {
+			every += w.Pages * PageSize
+		}
+	}
+	for _, data := range last {
+		if data {
+			left += PageSize
+		}
+	}
+	return every, left, len(h.writes)
+}
+
 // reserve takes pages for one request, so that the order of the writes to a page is known. It fails where
 // another request is under way.
 func (h *History) reserve(page, n int64) bool {
