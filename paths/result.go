@@ -36,7 +36,7 @@ func (r *rig) judge() {
 	if n := now.Offered - r.start.Offered; r.watch.states["bulk"] || n > volumeSize/16 {
 		r.fail("a resync: %d bytes were compared; states %v", n, r.watch.states)
 	}
-	if again := r.again(); again > (1+int64(len(r.losses)))*spare {
+	if again := r.again(); again > spare+int64(len(r.losses))*spareEach {
 		r.fail("%d bytes were shipped again", again)
 	}
 	w := r.writer
@@ -45,9 +45,12 @@ func (r *rig) judge() {
 	}
 }
 
-// spare is what a lost connection may cost: a second's worth of what is written, several times over. It also makes up for
-// what a page that is written twice around a cut leaves open.
-const spare = 4 << 20
+// What may be shipped again: what was written while nobody could know yet that it does not arrive, and for each lost
+// connection what was under way. It also makes up for what a page that is written again at once leaves open.
+const (
+	spare     = 4 << 20
+	spareEach = 512 << 10
+)
 
 // result is how a scenario ended.
 type result struct {

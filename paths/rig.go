@@ -23,7 +23,7 @@ const (
 	interval   = "200ms"
 )
 
-// The load is five times what a line of 1 Mbit/s can carry.
+// The load is several times what a line of 1 Mbit/s can carry.
 var load = stamp.Load{Network: "unix", Export: "v", Depth: 2, Longest: 4, Pause: 15 * time.Millisecond, NoTrim: true}
 
 // rig is a primary with a writer on its export, the path, and its mirror.

@@ -35,12 +35,14 @@ var scenarios = []*scenario{
 	{name: "answers-lost", cause: "half-open: what the mirror sends vanishes", least: 1, most: 1, classes: []string{"timeout"},
 		run: halfOpen(func(p *Proxy) { p.Lose(Back) })},
 	{name: "refused", cause: "reset, and refused for 10 s", least: 1, most: 1, classes: []string{"reset"}, limit: 5 * time.Second, run: refused},
-	{name: "slow-line", cause: "1 Mbit/s each way for 30 s, five times as much is written", limit: 5 * time.Second,
+	{name: "slow-line", cause: "1 Mbit/s each way for 30 s, several times as much is written", limit: 5 * time.Second,
 		run: slow(30*time.Second, Pace{12500, 100 * time.Millisecond}, both...)},
 	{name: "slow-reader", cause: "a reader of 16 KiB every 2 s, for 30 s", limit: 5 * time.Second,
 		run: slow(30*time.Second, Pace{16 << 10, 2 * time.Second}, There)},
 	{name: "moved", cause: "mirror stopped (SIGTERM), started at another address behind the same name", named: true, short: true,
-		least: 1, most: 1, classes: []string{"peer-stopped"}, limit: 3 * time.Second, run: moved},
+		least: 1, most: 1, classes: []string{"peer-stopped"}, limit: 3 * time.Second, run: moved(0)},
+	{name: "moved-later", cause: "the same, and 15 s between", named: true,
+		least: 1, most: 1, classes: []string{"peer-stopped"}, limit: 3 * time.Second, run: moved(15 * time.Second)},
 }
 
 // latency: what is under way for long is not dead.
@@ -151,18 +153,23 @@ func slow(d time.Duration, to Pace, ways ...Way) func(*rig) error {
 }
 
 // moved: a clean stop, a container that comes back somewhere else.
-func moved(r *rig) error {
-	var err error
-	r.fault(func() { err = r.mirror.End(syscall.SIGTERM) })
-	if err == nil {
-		err = r.isCut()
+func moved(after time.Duration) func(*rig) error {
+	return func(r *rig) error {
+		var err error
+		r.fault(func() { err = r.mirror.End(syscall.SIGTERM) })
+		if err == nil {
+			err = r.isCut()
+		}
+		if err == nil {
+			err = r.sleep(after)
+		}
+		if err != nil {
+			return err
+		}
+		r.mirror.Listen = r.names.move()
+		if err := r.mirror.Up(r.ctx); err != nil {
+			return err
+		}
+		return r.resumed(time.Now())
 	}
-	if err != nil {
-		return err
-	}
-	r.mirror.Listen = r.names.move()
-	if err := r.mirror.Up(r.ctx); err != nil {
-		return err
-	}
-	return r.resumed(time.Now())
 }
