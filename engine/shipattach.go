@@ -52,7 +52,7 @@ func (s *shipper) connect(ctx context.Context) (established bool, err error) {
 	}
 	conn.Close(err)
 	s.stats.wire.Add(conn.Sent() + conn.Received())
-	return established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror)
+	return established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror, false)
 }
 
 // attach is the handshake.

@@ -239,7 +239,8 @@ func (s *shipper) disconnected(err error) {
 	if remote, ok := errors.AsType[*wire.RemoteError](err); ok && own.Kind == KindState && remote.Code != wire.CodeBusy && remote.Code != wire.CodeReplaced {
 		s.barred = own.Error() + "; " + own.Next
 	}
-	same := s.last != nil && s.last.Class == class && s.last.Error == own.Error()
+	// Not trusted is one cause, whichever of our keys was tried.
+	same := s.last != nil && s.last.Class == class && (s.last.Error == own.Error() || own.Kind == KindAuth)
 	s.last = &DisconnectCause{Class: class, Error: own.Error(), At: s.p.now().UTC().Format(time.RFC3339)}
 	readOnly := errors.Is(err, wire.ErrReadOnly) || len(s.suspects) > 0
 	if j := s.repairing; j != nil && j.began && errors.Is(err, wire.ErrReadOnly) {
