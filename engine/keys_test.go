@@ -230,6 +230,13 @@ func TestKeysOneShot(t *testing.T) {
 	// Plain text does not get in.
 	_, err = newSyncer(t).try(t.Context(), src, remote, func(o *SyncOptions) { o.Retry = 0 })
 	wantKind(t, err, KindNetwork)
+	// And TLS is told that it came to a port without.
+	plain := startNode(t, map[string]string{"v": filepath.Join(dir, "plain")})
+	_, err = s.try(t.Context(), src, "blk://"+plain.addr+"/v")
+	wantKind(t, err, KindNetwork)
+	if wire.Classify(err) != wire.ClassTLS || !strings.Contains(err.Error(), "--insecure") {
+		t.Errorf("TLS to a port without: %v (%s)", err, wire.Classify(err))
+	}
 }
 
 // flooders open that many connections and say what they like; the first of each 40 stays silent until it is
