@@ -22,6 +22,7 @@ type NodeOptions struct {
 	Control string   // path of the control socket
 	Listen  string   // "": any free port of 127.0.0.1
 	Flags   []string // volumes and what is said of them
+	TLS     bool     // the keys in State are used; else plain TCP
 	Core    string   // pins the process to this core; "": not
 	Profile string   // file for a CPU profile; "": none
 }
@@ -42,8 +43,8 @@ func StartNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	if err := os.Remove(o.Control); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	argv := slices.Concat(pinned(o.Core), []string{o.Binary, "serve", "--insecure", "--listen", o.Listen,
-		"--state", o.State, "--control", o.Control}, o.Flags)
+	argv := slices.Concat(pinned(o.Core), []string{o.Binary, "serve", "--listen", o.Listen,
+		"--state", o.State, "--control", o.Control, fmt.Sprintf("--insecure=%t", !o.TLS)}, o.Flags)
 	p, err := start(ctx, o.Profile, argv...)
 	if err != nil {
 		return nil, err

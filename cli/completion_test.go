@@ -28,6 +28,9 @@ func TestBashCompletion(t *testing.T) {
 		{"blkmirror sync a", ""}, // bash's own file names
 		{"blkmirror completion ", "bash zsh fish"},
 		{"blkmirror bench ", "sync live failsafe"},
+		{"blkmirror keys ", "show trust revoke rotate list"},
+		{"blkmirror keys trust --u", "--until"},
+		{"blkmirror serve --key", "--key-lifetime --key-grace"},
 		{"blkmirror bench sync --pai", "--pairs"},
 		{"blkmirror nothing --x", ""},
 	}

@@ -88,7 +88,7 @@ func (a *app) keysShow() *cli.Command {
 			for _, k := range n.Own() {
 				switch k.State {
 				case "current":
-					fmt.Fprintf(a.stdout, "It is this node's key since %s.\n", shortTime(k.Made))
+					fmt.Fprintf(a.stdout, "This node's key, made on %s.\n", shortTime(k.Made))
 				case "next":
 					fmt.Fprintf(a.stdout, "From %s on it is %v.\n", shortTime(k.Switch), k.ID)
 				case "old":

@@ -18,6 +18,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/bench"
 	"github.com/blkmirror/blkmirror/engine"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 const (
@@ -157,13 +158,16 @@ func (q *quickstart) note(format string, args ...any) { q.say("   "+format, args
 func (q *quickstart) exportSocket() string { return filepath.Join(q.sockets, "disk.sock") }
 
 func (q *quickstart) startNodes(ctx context.Context) error {
-	q.say("2. Start two nodes, each a process of its own")
+	q.say("2. Start two nodes, each a process of its own, that trust each other's keys and talk TLS")
+	if err := q.exchangeKeys(); err != nil {
+		return err
+	}
 	if err := q.startMirror(ctx, ""); err != nil {
 		return err
 	}
 	q.note("the mirror listens at %s; its copy is %s", q.mirror.Address, filepath.Base(q.target))
 	var err error
-	q.primary, err = bench.StartNode(ctx, bench.NodeOptions{Binary: q.binary, State: filepath.Join(q.dir, "primary"),
+	q.primary, err = bench.StartNode(ctx, bench.NodeOptions{Binary: q.binary, State: filepath.Join(q.dir, "primary"), TLS: true,
 		Control: filepath.Join(q.sockets, "primary.sock"), Flags: []string{"--volume", quickVolume + "=" + q.source,
 			"--export", quickVolume + "=unix:" + q.exportSocket(), "--mirror", quickVolume + "=" + q.mirror.Address, "--interval", quickVolume + "=500ms"}})
 	if err != nil {
@@ -173,9 +177,25 @@ func (q *quickstart) startNodes(ctx context.Context) error {
 	return nil
 }
 
+// exchangeKeys is 'keys show' and 'keys trust' on both sides.
+func (q *quickstart) exchangeKeys() error {
+	primary, err := openKeys(filepath.Join(q.dir, "primary"), identity.Options{})
+	if err != nil {
+		return err
+	}
+	mirror, err := openKeys(filepath.Join(q.dir, "mirror"), identity.Options{})
+	if err != nil {
+		return err
+	}
+	if err := primary.Trust("mirror", mirror.ID().String(), []identity.Grant{{Volume: quickVolume, As: identity.AsMirror}}); err != nil {
+		return err
+	}
+	return mirror.Trust("primary", primary.ID().String(), []identity.Grant{{Volume: quickVolume, As: identity.AsPrimary}})
+}
+
 // startMirror starts it at the address that it had, if it had one.
 func (q *quickstart) startMirror(ctx context.Context, address string) (err error) {
-	q.mirror, err = bench.StartNode(ctx, bench.NodeOptions{Binary: q.binary, State: filepath.Join(q.dir, "mirror"), Listen: address,
+	q.mirror, err = bench.StartNode(ctx, bench.NodeOptions{Binary: q.binary, State: filepath.Join(q.dir, "mirror"), TLS: true, Listen: address,
 		Control: filepath.Join(q.sockets, "mirror.sock"), Flags: []string{"--volume", quickVolume + "=" + q.target}})
 	return err
 }

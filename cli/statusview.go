@@ -122,6 +122,9 @@ func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, n
 		if m.Reason != "" && (m.ReadOnly == nil || m.Reason != m.ReadOnly.Reason) {
 			fmt.Fprintf(w, "  %s is %s: %s\n", cmp.Or(m.Name, m.Node), m.State, m.Reason)
 		}
+		for _, warning := range m.Warnings {
+			fmt.Fprintf(w, "  %s: warning: %s\n", cmp.Or(m.Name, m.Node), warning)
+		}
 		if c := m.Mismatches; c != (engine.MismatchCounts{}) {
 			fmt.Fprintf(w, "  %s: checksums that did not match: %d for the connection, %d for the primary, %d for the mirror\n",
 				cmp.Or(m.Name, m.Node), c.Wire, c.Source, c.Mirror)

@@ -97,6 +97,10 @@ type livePeer struct {
 	Staged     int64   `json:"staged_bytes"`
 	Shipped    int64   `json:"shipped_bytes"`
 	Wire       int64   `json:"wire_bytes"`
+	Reconnects int64   `json:"reconnects"`
+	Peer       string  `json:"peer"`
+	Key        string  `json:"key"`
+	Reason     string  `json:"reason"`
 	Disconnect *struct {
 		Class, Error string
 	} `json:"last_disconnect"`

@@ -107,7 +107,14 @@ func (p *livePair) history(size int64) *stamp.History {
 
 func newStamped(t testing.TB, size int64, load stamp.Load) *stamped {
 	t.Helper()
-	s := &stamped{livePair: startLivePair(t, checked, size)}
+	return stampedOn(startLivePair(t, checked, size), size, load)
+}
+
+// stampedOn starts the writer on a pair that runs.
+func stampedOn(p *livePair, size int64, load stamp.Load) *stamped {
+	t := p.t
+	t.Helper()
+	s := &stamped{livePair: p}
 	s.h = s.history(size)
 	load.Network, load.Address, load.Export, load.Seed = "unix", s.sock, "v", *seed
 	s.w = stamp.NewWriter(s.h, load)

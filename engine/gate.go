@@ -56,7 +56,7 @@ func (g *gate) dial(ctx context.Context, addr, volume string, as identity.As) (n
 		}
 	}
 	if err != nil {
-		return nil, peer, g.explain(networkError(addr, err), addr, volume, as)
+		return nil, peer, g.explain(networkError(addr, err), addr, volume, as, true)
 	}
 	return nc, peer, nil
 }
@@ -69,8 +69,9 @@ func (g *gate) options(peer identity.Peer) wire.ConnOptions {
 	return wire.ConnOptions{Keys: g.id.Rollover(peer)}
 }
 
-// explain says what a person can do where one of the two sides does not trust the other: whoever dials sees it first.
-func (g *gate) explain(err error, addr, volume string, as identity.As) error {
+// explain says what a person can do where one of the two sides does not trust the other: whoever dials sees it
+// first. here: it is this side; what the other one thinks is not known then.
+func (g *gate) explain(err error, addr, volume string, as identity.As, here bool) error {
 	own, told := errors.AsType[*Error](err)
 	if g.id == nil || wire.Classify(err) != wire.ClassAuth || told && own.Kind == KindAuth && own.Next != "" {
 		return err
@@ -86,10 +87,13 @@ func (g *gate) explain(err error, addr, volume string, as identity.As) error {
 	if identity.CheckName(self) != nil {
 		self = "NAME"
 	}
-	next := fmt.Sprintf("there run `blkmirror keys trust %s %v --volume %s --as %s`, and here `blkmirror keys trust NAME ID --volume %s --as %s --state %s` with the ID that `blkmirror keys show` prints there",
-		self, g.id.ID(), volume, ours, volume, theirs, g.stateDir)
-	if len(g.id.Peers()) == 0 {
-		next = "nobody is trusted here yet: " + next
+	next := fmt.Sprintf("there run `blkmirror keys trust %s %v --volume %s --as %s`", self, g.id.ID(), volume, ours)
+	if here {
+		next = fmt.Sprintf("run `blkmirror keys show` there, and here `blkmirror keys trust NAME ID --volume %s --as %s --state %s` with that ID; %s, as far as that was not done",
+			volume, theirs, g.stateDir, next)
+		if len(g.id.Peers()) == 0 {
+			next = "nobody is trusted here yet: " + next
+		}
 	}
 	return &Error{Kind: KindAuth, Op: "connect to", On: addr, Err: err, Next: next, code: wire.CodeAuth}
 }
@@ -175,12 +179,9 @@ func (p *pass) leave() {
 // sweep ends the connections that are no longer trusted.
 func (g *gate) sweep() {
 	g.mu.Lock()
-	all := make([]*pass, 0, len(g.standing))
+	defer g.mu.Unlock()
 	for p := range g.standing {
-		all = append(all, p)
-	}
-	g.mu.Unlock()
-	for _, p := range all {
+		p.peer = g.id.Follow(p.peer) // a rollover ends no session, however long that stands
 		if err := g.id.May(p.peer, p.volume, p.as); err != nil {
 			p.end(&Error{Kind: KindAuth, Op: "go on with", On: p.peer.Name, Err: err, Next: nextByCode[wire.CodeAuth], code: wire.CodeAuth})
 		}
@@ -200,6 +201,7 @@ func (g *gate) describe(v *VolumeStatus) {
 		if !ok {
 			return
 		}
+		peer = g.id.Follow(peer)
 		m.Peer, m.Key = peer.Name, peer.CA
 		if peer.CA == "" {
 			m.Key = peer.Key.String()

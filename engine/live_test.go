@@ -14,6 +14,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/e2e/stamp"
 	"github.com/blkmirror/blkmirror/wire"
+	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 // livePair is a primary with mirrors in this process, on real files and loopback TCP.
@@ -30,7 +31,8 @@ type liveNode struct {
 	state  string
 	listen string
 	volume VolumeConfig
-	device openDevice // nil: the real one
+	device openDevice     // nil: the real one
+	id     *identity.Node // nil: insecure
 	stop   func()
 }
 
@@ -42,7 +44,7 @@ func (n *liveNode) start() {
 	var routine sync.WaitGroup
 	var err error
 	routine.Go(func() {
-		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: true,
+		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: n.id == nil, Identity: n.id,
 			device: n.device, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
 	})
 	n.stop = sync.OnceFunc(func() {

@@ -68,7 +68,7 @@ func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
 	}
 	conn.Close(err)
 	s.stats.wire.Add(conn.Sent() + conn.Received())
-	return partingOf(conn, established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror))
+	return partingOf(conn, established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror, false))
 }
 
 // attach is the handshake.

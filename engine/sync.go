@@ -312,7 +312,7 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 	}
 	if err != nil {
 		conn.Close(err)
-		return false, sessionError(c.gate.explain(err, addr, volume, as), addr)
+		return false, sessionError(c.gate.explain(err, addr, volume, as, false), addr)
 	}
 	conn.Established()
 
@@ -326,5 +326,5 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 		opened, err = runSource(ctx, conn, c.source, p, c.Progress)
 	}
 	conn.Close(err)
-	return opened, sessionError(c.gate.explain(err, addr, volume, as), addr)
+	return opened, sessionError(c.gate.explain(err, addr, volume, as, false), addr)
 }

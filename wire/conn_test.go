@@ -128,6 +128,7 @@ func TestStrangers(t *testing.T) {
 			`"HTTP/1.1 400 Bad Request\r\n`,
 		},
 		"ssh":        {"SSH-2.0-OpenSSH_9.2\r\n", ErrNotBlkmirror, ClassProtocol, `"SSH-2.0-OpenSSH_9.2\r\n"`},
+		"tls":        {"\x16\x03\x01\x02\x00\x01", ErrNotBlkmirror, ClassProtocol, "speaks TLS"},
 		"one byte":   {"\x00", ErrNotBlkmirror, ClassProtocol, `"\x00"`},
 		"three":      {"BL!", ErrNotBlkmirror, ClassProtocol, `"BL!"`},
 		"version 2":  {string(v2), ErrVersion, ClassVersion, "version 2, this node version 1"},

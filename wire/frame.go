@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 )
@@ -206,10 +207,16 @@ func putHeader(b []byte, h header) {
 	binary.LittleEndian.PutUint32(b[headerCRCAt:], checksum(b[:headerCRCAt]))
 }
 
+// errSpeaksTLS is told to the peer in plain text, which a blkmirror knows how to take.
+var errSpeaksTLS = errors.New("it speaks TLS, and this side was started with --insecure")
+
 // checkPreamble looks at as much of magic and version as b holds. b may be longer: what is there of it
 // is shown where it is not ours.
 func checkPreamble(b []byte) error {
 	if n := min(len(b), len(magic)); !bytes.Equal(b[:n], []byte(magic)[:n]) {
+		if len(b) >= 2 && b[0] >= 20 && b[0] <= 23 && b[1] == 3 { // the head of a record
+			return fmt.Errorf("%w in plain text: %w", ErrNotBlkmirror, errSpeaksTLS)
+		}
 		return fmt.Errorf("%w: it begins with %q", ErrNotBlkmirror, b[:min(len(b), 40)])
 	}
 	if len(b) < preambleSize {

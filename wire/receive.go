@@ -106,7 +106,8 @@ func (c *Conn) ReadPayload(dst []byte) error {
 // in a moment. What is still on its way is read and thrown away meanwhile: closing with unread data
 // would reset the connection, and destroy the protest before it is read.
 func (c *Conn) protest(err error) {
-	if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrCorrupt) || !c.out.tryTake() {
+	heard := errors.Is(err, ErrVersion) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrCorrupt) || errors.Is(err, errSpeaksTLS)
+	if !heard || !c.out.tryTake() {
 		return // no blkmirror, or nobody there, or a Send is under way and may be for long
 	}
 	defer c.out.give()

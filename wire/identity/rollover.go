@@ -44,6 +44,23 @@ func (n *Node) knowsLocked(name string) ID {
 	return ID{}
 }
 
+// Follow is the peer under the newest key that it has announced by now: by that a session goes on when the key with
+// which it began is good no longer.
+func (n *Node) Follow(p Peer) Peer {
+	known := n.view().trust.byName(p.Name)
+	if known == nil || p.CA != "" {
+		return p
+	}
+	for range maxPeerKeys {
+		next := known.successor(p.Key)
+		if next == nil {
+			break
+		}
+		p.Key = next.ID
+	}
+	return p
+}
+
 // TakeAck notes that the peer has a key of ours.
 func (r *rollover) TakeAck(ack *wire.KeyAck) error {
 	n, id := r.node, ID(ack.Key)
