@@ -55,6 +55,7 @@ var (
 	ErrPaused      = errors.New("the volume is paused")
 	ErrReadOnly    = errors.New("the mirror is read-only")
 	errUnknownCode = errors.New("a reason that this version does not know")
+	errSecure      = fmt.Errorf("%w", ErrNotBlkmirror) // but may be one that is not --insecure
 )
 
 // reasons pairs codes with sentinels, one to one.

@@ -190,6 +190,9 @@ func putHeader(b []byte, h header) {
 // is shown where it is not ours.
 func checkPreamble(b []byte) error {
 	if n := min(len(b), len(magic)); !bytes.Equal(b[:n], []byte(magic)[:n]) {
+		if len(b) > 1 && b[0] == 22 && b[1] == 3 { // a record of a TLS handshake
+			return fmt.Errorf("%w: it speaks TLS, and this side was started with --insecure", errSecure)
+		}
 		return fmt.Errorf("%w: it begins with %q", ErrNotBlkmirror, b[:min(len(b), 40)])
 	}
 	if len(b) < preambleSize {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -95,7 +96,8 @@ func (c *Conn) ReadPayload(dst []byte) error {
 // in a moment. What is still on its way is read and thrown away meanwhile: closing with unread data
 // would reset the connection, and destroy the protest before it is read.
 func (c *Conn) protest(err error) {
-	if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrCorrupt) || !c.out.tryTake() {
+	told := []error{ErrVersion, ErrProtocol, ErrCorrupt, errSecure} // TLS tells its user that plain text came, and shows it
+	if !slices.ContainsFunc(told, func(e error) bool { return errors.Is(err, e) }) || !c.out.tryTake() {
 		return // no blkmirror, or nobody there, or a Send is under way and may be for long
 	}
 	defer c.out.give()
