@@ -257,6 +257,9 @@ func TestConflict(t *testing.T) {
 	if b.Tick(); len(b.Peers()[0].Warnings) > 0 {
 		t.Errorf("a person has decided, and there is %q", b.Peers()[0].Warnings)
 	}
+	if dialler, _ := meet(t, a, b, "db", AsMirror); wire.Classify(dialler.err) != wire.ClassAuth {
+		t.Errorf("the successor's successor: %v", dialler.err)
+	}
 	join(t, a, b).tell(t)
 	// What a person trusted stays, when the thief comes again.
 	if _, err := b.Rollover(Peer{Name: "a"}).TakeNext(announce(thief.view().own[0], thief.view().own[1])); err == nil {
