@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,9 +95,7 @@ func (n *Node) noteCertificate(name string, until time.Time) {
 func (n *Node) noteDeclined(p Peer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !slices.Contains(n.declined[p.Name], p.Own) {
-		n.declined[p.Name] = append(n.declined[p.Name], p.Own)
-	}
+	n.declined[p.Name]++
 }
 
 // gatherSize is how many bytes one system call takes at most: a run of a mebibyte in a few of them.

@@ -49,8 +49,8 @@ type Node struct {
 	// What connections have shown and the next Tick writes down, by the peer's name.
 	knows     map[string]ID
 	certUntil map[string]time.Time
-	// Own keys that a peer did not take since one was last taken, by the peer's name; the zero ID is that of the CA's certificate.
-	declined map[string][]ID
+	// How often a peer did not take the key that a Dial showed, since it last took one.
+	declined map[string]int
 }
 
 // files is the content of the folder.
@@ -83,7 +83,7 @@ func open(o Options, f folder) (*Node, error) {
 	o.Grace = max(o.Grace, o.Lifetime)
 	n := &Node{
 		options: o, folder: f, told: map[string]time.Time{}, knows: map[string]ID{}, certUntil: map[string]time.Time{},
-		declined: map[string][]ID{},
+		declined: map[string]int{},
 	}
 	var err error
 	if n.ca, err = openCA(o); err != nil {

@@ -187,7 +187,7 @@ func TestLostMemory(t *testing.T) {
 		if dialler.err == nil {
 			break
 		}
-		if refused++; wire.Classify(dialler.err) != wire.ClassAuth || refused > 3 {
+		if refused++; wire.Classify(dialler.err) != wire.ClassAuth || refused > 5 {
 			t.Fatalf("try %d: %v", refused, dialler.err)
 		}
 	}
