@@ -34,7 +34,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		if !c.taken.Load() {
 			c.node.noteDeclined(c.peer)
 		}
-		err = fmt.Errorf("%w: the peer %s does not trust the key %s of this node: %w", wire.ErrAuth, c.peer.Name, c.peer.Own, err)
+		shown := "the certificate"
+		if c.peer.Own != (ID{}) {
+			shown = "the key " + c.peer.Own.String()
+		}
+		err = fmt.Errorf("%w: the peer %s does not trust %s of this node: %w", wire.ErrAuth, c.peer.Name, shown, err)
 	}
 	return n, err
 }

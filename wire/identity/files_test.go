@@ -74,6 +74,15 @@ func TestGolden(t *testing.T) {
 	if _, err := decodeFiles(ownText, trustText); err != nil {
 		t.Error(err)
 	}
+	doc, err := os.ReadFile("../../docs/FORMATS.md")
+	must(t, err)
+	keys := bytes.SplitAfter(ownText, []byte("-----END PRIVATE KEY-----\n"))
+	_, sum, _ := bytes.Cut(trustText, []byte("\n"))
+	for _, part := range [][]byte{keys[0], keys[2], sum} {
+		if !bytes.Contains(doc, part) {
+			t.Errorf("not in FORMATS.md:\n%s", part)
+		}
+	}
 }
 
 // TestDamage: no changed byte of either file is taken for what it was, but for one that changes a date in
