@@ -41,12 +41,16 @@ func both(b *testing.B, secure bool) (from, to *wire.Conn) {
 	return from, to
 }
 
-// BenchmarkConn sends runs of 1 MiB in blocks of 64 KiB, as wire.BenchmarkConn does.
+// BenchmarkConn sends runs of 1 MiB in blocks of 64 KiB, as wire.BenchmarkConn does; bare, and with the SHA-256
+// of each block that a session makes on both sides.
 func BenchmarkConn(b *testing.B) {
 	const block = 64 << 10
-	for name, secure := range map[string]bool{"plain": false, "tls": true} {
-		b.Run(name, func(b *testing.B) {
-			from, to := both(b, secure)
+	for _, c := range []struct {
+		name           string
+		secure, hashed bool
+	}{{"plain", false, false}, {"tls", true, false}, {"plain/hashed", false, true}, {"tls/hashed", true, true}} {
+		b.Run(c.name, func(b *testing.B) {
+			from, to := both(b, c.secure)
 			go from.Next() // answers pings; ends with the connection
 			payload := make([]byte, wire.MaxRun)
 			rand.Read(payload)
@@ -58,11 +62,17 @@ func BenchmarkConn(b *testing.B) {
 				})
 			}
 			received := make(chan error, 1)
-			go func() { received <- takeRuns(to) }()
+			go func() { received <- takeRuns(to, c.hashed) }()
 			b.SetBytes(wire.MaxRun)
 			b.ReportAllocs()
 			before := processorTime(b)
 			for b.Loop() {
+				if c.hashed {
+					for _, m := range run {
+						d := m.(*wire.Data)
+						d.Hash = wire.Sum(d.Payload)
+					}
+				}
 				if err := from.Send(run...); err != nil {
 					b.Fatal(err)
 				}
@@ -81,7 +91,7 @@ func processorTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func takeRuns(c *wire.Conn) error {
+func takeRuns(c *wire.Conn, hashed bool) error {
 	buf := make([]byte, wire.MaxRun)
 	for {
 		m, err := c.Next()
@@ -93,8 +103,12 @@ func takeRuns(c *wire.Conn) error {
 			return nil
 		}
 		at := wire.MaxRun - int(d.Follow) - int(d.RawLength)
-		if err := c.ReadPayload(buf[at : at+d.PayloadLength]); err != nil {
+		payload := buf[at : at+d.PayloadLength]
+		if err := c.ReadPayload(payload); err != nil {
 			return err
+		}
+		if hashed && wire.Sum(payload) != d.Hash {
+			return wire.ErrIntegrity
 		}
 	}
 }
