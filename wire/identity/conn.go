@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,7 +34,11 @@ func (c *conn) Read(p []byte) (int, error) {
 		if !c.taken.Load() {
 			c.node.noteDeclined(c.peer)
 		}
-		err = fmt.Errorf("%w: the peer %s does not trust the key %s of this node: %w", wire.ErrAuth, c.peer.Name, c.peer.Own, err)
+		shown := "the certificate"
+		if c.peer.Own != (ID{}) {
+			shown = "the key " + c.peer.Own.String()
+		}
+		err = fmt.Errorf("%w: the peer %s does not trust %s of this node: %w", wire.ErrAuth, c.peer.Name, shown, err)
 	}
 	return n, err
 }
@@ -96,9 +99,7 @@ func (n *Node) noteCertificate(name string, until time.Time) {
 func (n *Node) noteDeclined(p Peer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !slices.Contains(n.declined[p.Name], p.Own) {
-		n.declined[p.Name] = append(n.declined[p.Name], p.Own)
-	}
+	n.declined[p.Name]++
 }
 
 // gatherSize is how many bytes one system call takes at most: a run of a mebibyte in a few of them.

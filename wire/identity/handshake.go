@@ -159,25 +159,30 @@ func (h *handshake) current() int {
 }
 
 // show is what the dialler proves himself by: the newest own key that the peer is known to have, else the
-// current one; without those that it did not take lately, else with the older ones in turn.
+// current one. Where that was declined, the others in turn, each second time: in between the first again, as
+// a person over there may have trusted it meanwhile.
 func (h *handshake) show() *tls.Certificate {
 	n := h.node
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	row := []int{h.current()}
-	if i := h.files.own.index(n.knowsLocked(h.peer.Name)); i >= 0 {
-		row = []int{i, row[0]}
-	}
-	for i := h.files.own.current(h.now); i >= 0; i-- {
-		row = append(row, i)
-	}
-	for _, i := range row {
-		if !slices.Contains(n.declined[h.peer.Name], h.id(i)) {
-			return h.use(i)
+	var row []int
+	add := func(i int) {
+		if !slices.Contains(row, i) {
+			row = append(row, i)
 		}
 	}
-	delete(n.declined, h.peer.Name) // all of them: begin anew
-	return h.use(row[0])
+	if i := h.files.own.index(n.knowsLocked(h.peer.Name)); i >= 0 {
+		add(i)
+	}
+	add(h.current())
+	for i := h.files.own.current(h.now); i >= 0; i-- {
+		add(i)
+	}
+	tries := n.declined[h.peer.Name]
+	if tries%2 == 0 || len(row) == 1 {
+		return h.use(row[0])
+	}
+	return h.use(row[1+tries/2%(len(row)-1)])
 }
 
 func (h *handshake) id(i int) ID {

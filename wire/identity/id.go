@@ -175,14 +175,17 @@ func wrongLength(fields []string, values []int) (groups []int) {
 		}
 		return groups
 	}
-	front, back := 0, 0
+	front, back := 0, 0 // how many parts are right from there
 	for front < idParts-1 && len(values) >= (front+1)*partChars && checks(values[front*partChars:][:partChars]) {
 		front++
 	}
-	for back < idParts-1-front && len(values) >= (back+1)*partChars && checks(values[len(values)-(back+1)*partChars:][:partChars]) {
+	for back < idParts-1 && len(values) >= (back+1)*partChars && checks(values[len(values)-(back+1)*partChars:][:partChars]) {
 		back++
 	}
-	for g := 2*front + 1; g <= idGroups-2*back; g++ {
+	// The wrong part is the one behind those of the front, and before those of the back; where one is right by
+	// chance, any between.
+	one, other := front, idParts-1-back
+	for g := 2*min(one, other) + 1; g <= 2*max(one, other)+2; g++ {
 		groups = append(groups, g)
 	}
 	return groups

@@ -49,8 +49,8 @@ type Node struct {
 	// What connections have shown and the next Tick writes down, by the peer's name.
 	knows     map[string]ID
 	certUntil map[string]time.Time
-	// Own keys that a peer did not take since one was last taken, by the peer's name; the zero ID is that of the CA's certificate.
-	declined map[string][]ID
+	// How often a peer did not take the key that a Dial showed, since it last took one.
+	declined map[string]int
 }
 
 // files is the content of the folder.
@@ -83,7 +83,7 @@ func open(o Options, f folder) (*Node, error) {
 	o.Grace = max(o.Grace, o.Lifetime)
 	n := &Node{
 		options: o, folder: f, told: map[string]time.Time{}, knows: map[string]ID{}, certUntil: map[string]time.Time{},
-		declined: map[string][]ID{},
+		declined: map[string]int{},
 	}
 	var err error
 	if n.ca, err = openCA(o); err != nil {
@@ -93,7 +93,7 @@ func open(o Options, f folder) (*Node, error) {
 	if err == nil && len(read.own) == 0 {
 		err = n.update(lockWait, func(*files) error { return nil }) // makes the key
 	} else if err == nil {
-		n.install(read)
+		err = n.install(read)
 	}
 	if err != nil {
 		return nil, err
@@ -153,13 +153,6 @@ func decodeFiles(own, trusted []byte) (*files, error) {
 		if f.trust, err = decodeTrust(trusted); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, trustFile, err)
 		}
-	}
-	for _, k := range f.own {
-		certificate, err := selfSigned(k)
-		if err != nil {
-			return nil, err
-		}
-		f.certificates = append(f.certificates, certificate)
 	}
 	return f, nil
 }
@@ -236,18 +229,31 @@ func (n *Node) update(wait time.Duration, change func(*files) error) error {
 			return fmt.Errorf("write %s: %w", n.path(trustFile), err)
 		}
 	}
-	n.install(after)
-	return nil
+	return n.install(after)
 }
 
 // install makes f what the node knows.
-func (n *Node) install(f *files) {
+func (n *Node) install(f *files) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	for _, k := range f.own {
+		if n.files != nil {
+			if i := n.files.own.index(k.id); i >= 0 {
+				f.certificates = append(f.certificates, n.files.certificates[i])
+				continue
+			}
+		}
+		certificate, err := selfSigned(k)
+		if err != nil {
+			return err
+		}
+		f.certificates = append(f.certificates, certificate)
+	}
 	if n.files == nil || !bytes.Equal(n.files.trustText, f.trustText) {
 		n.changed = true
 	}
 	n.files, n.broken = f, ""
+	return nil
 }
 
 // Tick does what time and other processes bring: reads changed files again, makes and switches keys, drops
@@ -290,11 +296,12 @@ func (n *Node) reload() {
 	if err == nil && (f.ownText == nil || f.trustText == nil && old.trustText != nil) {
 		err = fmt.Errorf("%w: a file is missing in %s", ErrDamaged, n.options.Dir)
 	}
+	if err == nil {
+		err = n.install(f)
+	}
 	if err != nil {
 		n.fault("the keys on disk cannot be used, those in memory go on to count: " + err.Error())
-		return
 	}
-	n.install(f)
 }
 
 // due tells whether there is anything that keep would change.

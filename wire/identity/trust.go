@@ -74,8 +74,8 @@ type trust struct {
 
 type peer struct {
 	Name   string    `json:"name"`
-	Host   string    `json:"dns,omitempty"` // trusted by a CA's certificate for it
-	Keys   []peerKey `json:"keys"`          // newest last
+	Host   string    `json:"dns,omitempty"`  // trusted by a CA's certificate for it
+	Keys   []peerKey `json:"keys,omitempty"` // newest last
 	Grants []Grant   `json:"grants"`
 	Knows  ID        `json:"knows,omitzero"` // the newest of our own keys that it is known to have
 	// CertificateUntil is the end of the certificate by which it came last.
