@@ -104,6 +104,16 @@ type livePeer struct {
 	Disconnect *struct {
 		Class, Error string
 	} `json:"last_disconnect"`
+	Flow *struct {
+		Limit     int64   `json:"limit_bytes_per_second"`
+		Pacing    int64   `json:"pacing_bytes_per_second"`
+		Delivery  int64   `json:"delivery_bytes_per_second"`
+		Window    int64   `json:"window_bytes"`
+		RTT       float64 `json:"rtt_ms"`
+		MinRTT    float64 `json:"min_rtt_ms"`
+		Threshold float64 `json:"swell_threshold_ms"`
+		Slowed    bool    `json:"slowed"`
+	} `json:"flow"`
 }
 
 func (n *node) live() liveStatus {

@@ -11,7 +11,7 @@ const (
 	flowPast    = 32                     // looks that are remembered
 	flowPongs   = 4                      // of the last ones the smallest is what stands
 
-	flowAllowed = 50 * time.Millisecond // of queue, or half of the path's own round trip
+	flowAllowed = 50 * time.Millisecond // of queue, or a quarter of the path's own round trip
 	runTime     = 50 * time.Millisecond // one send
 	lowatTime   = 25 * time.Millisecond // unsent in the kernel
 	halving     = time.Second           // bandwidth falls by half in that time, not faster
@@ -142,7 +142,7 @@ func (l *flowLaw) listen(s flowSample) {
 	// Under a load that never rests, a queue of ours stands in every round trip: a path that became shorter
 	// would go unnoticed, and the queue be taken for a part of it.
 	switch {
-	case s.rtt <= l.base+l.base/8+lowatTime:
+	case s.rtt <= l.base+l.base/16, s.outstanding == 0:
 		l.baseSeen = s.now
 	case s.now-l.baseSeen > probeEvery && s.now >= l.probing:
 		l.baseSeen = s.now
@@ -166,9 +166,9 @@ func (l *flowLaw) standing() time.Duration {
 func (l *flowLaw) idle() bool { return l.standing() < l.base+l.want }
 
 // allowed is how long a queue may stand.
-func (l *flowLaw) allowed() time.Duration { return max(flowAllowed, l.base/2) }
+func (l *flowLaw) allowed() time.Duration { return max(flowAllowed, l.base/4) }
 
-// steer changes the room by what the round trip does, so that a queue of about half of what may stand is left:
+// steer changes the room by what the round trip does, so that a queue of two thirds of what may stand is left at most:
 // with less the path would be idle now and then.
 func (l *flowLaw) steer(s flowSample) {
 	own := time.Duration(0)
@@ -180,7 +180,7 @@ func (l *flowLaw) steer(s flowSample) {
 		return
 	}
 	standing := l.standing()
-	l.want = max(l.allowed(), own) / 2
+	l.want = max(l.allowed(), own) * 2 / 3
 	if l.swollen = standing > l.threshold; l.swollen {
 		l.slowedAt = s.now
 	}

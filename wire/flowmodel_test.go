@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -14,6 +15,8 @@ type link struct {
 	delay  time.Duration
 	mirror time.Duration // that an answer takes at the mirror
 	record int64
+	jitter time.Duration // a ping comes back by up to that later than it must
+	rng    *rand.Rand
 
 	now    time.Duration
 	free   time.Duration // when the line has carried all that it was given
@@ -103,11 +106,12 @@ func (l *link) look() {
 	l.rtt, l.held = 0, held
 	l.order = l.law.look(s)
 	l.window.Limit(l.order.window)
-	l.pings = append(l.pings, ping{l.now, max(l.free, l.now) + l.delay})
+	late := time.Duration(l.rng.Float64() * float64(l.jitter))
+	l.pings = append(l.pings, ping{l.now, max(l.free, l.now) + l.delay + late})
 }
 
 func newLink(rate float64, delay, mirror time.Duration, record int64) *link {
-	l := &link{rate: rate, delay: delay, mirror: mirror, record: record, now: tick, law: flowLaw{most: 32 << 20}}
+	l := &link{rate: rate, delay: delay, mirror: mirror, record: record, now: tick, rng: rand.New(rand.NewPCG(1, 1)), law: flowLaw{most: 32 << 20}}
 	l.order = flowOrder{window: startWindow, run: startRun, lowat: startRun}
 	l.last = delay
 	l.window = NewWindow(1 << 60)
@@ -123,7 +127,7 @@ func (l *link) expect(t *testing.T, what string, settle, measure time.Duration) 
 	l.run(settle)
 	share, stood := l.run(measure)
 	// What may stand before a control frame, on a path of that length: what is allowed, and our own sends.
-	most := max(flowAllowed, l.delay/2) + max(runTime, l.law.takes(l.record, l.rate)) + lowatTime
+	most := max(flowAllowed, l.delay/4) + max(runTime, l.law.takes(l.record, l.rate)) + max(lowatTime, l.law.takes(leastLowat, l.rate))
 	t.Logf("%s: %.3f of the link, %v stood, at most %v; %v", what, share, stood.Round(tick), most.Round(tick), l.law.threshold.Round(tick))
 	if share < 0.9 || share > 1.02 {
 		t.Errorf("%s: %.3f of the link", what, share)
@@ -157,6 +161,20 @@ func TestFlowSlowMirror(t *testing.T) {
 	}
 }
 
+// TestFlowJitter: nodes that have much else to do answer late, and still use the link.
+func TestFlowJitter(t *testing.T) {
+	for _, rate := range []float64{mbit, 10 * mbit, 100 * mbit, 1000 * mbit} {
+		l := newLink(rate, 20*time.Millisecond, 20*time.Millisecond, 64<<10)
+		l.jitter = 80 * time.Millisecond
+		l.run(20 * time.Second)
+		share, stood := l.run(30 * time.Second)
+		t.Logf("%.0f Mbit: %.3f of the link, %v stood", rate/mbit, share, stood.Round(tick))
+		if most := flowAllowed + l.jitter + 2*l.law.takes(l.record, rate); share < 0.75 || stood > most {
+			t.Errorf("%.0f Mbit: %.3f of the link, a queue of %v stands, at most %v may", rate/mbit, share, stood, most)
+		}
+	}
+}
+
 // TestFlowSteps: the link becomes faster, slower, longer and shorter.
 func TestFlowSteps(t *testing.T) {
 	l := newLink(100*mbit, 20*time.Millisecond, time.Millisecond, 64<<10)
@@ -168,7 +186,7 @@ func TestFlowSteps(t *testing.T) {
 	l.delay = 200 * time.Millisecond
 	l.expect(t, "ten times as long", 20*time.Second, 20*time.Second)
 	l.delay = 5 * time.Millisecond
-	l.expect(t, "short", 20*time.Second, 20*time.Second)
+	l.expect(t, "short", 60*time.Second, 20*time.Second)
 	l.rate = 5 * mbit
 	l.expect(t, "a hundredth", 60*time.Second, 20*time.Second)
 }
