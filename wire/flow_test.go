@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // steered is a connection whose receiver answers every record, and whose sender is steered.
@@ -13,11 +15,17 @@ type steered struct {
 	flow     *Flow
 }
 
-func newSteered(t *testing.T, network string, o FlowOptions) *steered {
+func newSteered(t testing.TB, network string, o FlowOptions) *steered {
+	t.Helper()
+	s := newUnsteered(t, network)
+	s.flow = s.from.Steer(s.window, o)
+	return s
+}
+
+func newUnsteered(t testing.TB, network string) *steered {
 	t.Helper()
 	s := &steered{window: NewWindow(32 << 20)}
 	s.from, s.to = pair(t, network, ConnOptions{DeadAfter: time.Minute})
-	s.flow = s.from.Steer(s.window, o)
 	ended := make(chan struct{}, 2)
 	go func() { // the receiver
 		defer func() { ended <- struct{}{} }()
@@ -113,7 +121,7 @@ func TestFlowFast(t *testing.T) {
 		if st.Limit != 0 || st.Window <= 0 || st.Run <= 0 || st.MinRTT <= 0 {
 			t.Errorf("%s: %+v after %d bytes", network, st, sent)
 		}
-		if tcp := network == "tcp"; tcp != (st.TCPMinRoundTrip > 0) || tcp != (st.Congestion != "") {
+		if tcp := network == "tcp" || network == "tls"; tcp != (st.TCPMinRoundTrip > 0) || tcp != (st.Congestion != "") {
 			t.Errorf("%s: %+v", network, st)
 		}
 	}
@@ -176,4 +184,55 @@ func TestWindowLimit(t *testing.T) {
 	if err := <-done; !errors.Is(err, why) {
 		t.Error(err)
 	}
+}
+
+// BenchmarkSteered is what steering costs where there is nothing to steer: runs of 1 MiB over loopback, each of its
+// blocks answered, the peer's window kept. Compare the two, and the CPU time, in one run.
+func BenchmarkSteered(b *testing.B) {
+	payload := contents(benchBlock)["random"]
+	for _, c := range []struct {
+		name string
+		make func() *steered
+	}{
+		{"without", func() *steered { return newUnsteered(b, "tcp") }},
+		{"with", func() *steered { return newSteered(b, "tcp", FlowOptions{}) }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			s := c.make()
+			var run []Message
+			for at := 0; at < MaxRun; at += benchBlock {
+				run = append(run, &Data{Offset: int64(at), RawLength: benchBlock, Follow: uint32(MaxRun - at - benchBlock), Codec: CodecRaw, Payload: payload})
+			}
+			b.SetBytes(MaxRun)
+			before := cpuTime()
+			for b.Loop() {
+				for left := run; len(left) > 0; {
+					n := len(left)
+					if s.flow != nil {
+						n = min(n, int(max(s.flow.Run()/benchBlock, 1)))
+					}
+					for i := range left[:n] {
+						left[i].(*Data).Follow = uint32((n - i - 1) * benchBlock)
+					}
+					err := s.window.Admit(b.Context(), int64(n)*benchBlock, int64(n)*(benchBlock+RecordOverhead))
+					if err == nil {
+						err = s.from.Send(left[:n]...)
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+					left = left[n:]
+				}
+			}
+			b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
+
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
