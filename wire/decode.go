@@ -90,6 +90,9 @@ func decodeFields(h header, r *reader) Message {
 		offset, length, hash := decodeFetch(r)
 		return &Fetched{Offset: offset, Length: length, Hash: hash, PayloadLength: int(h.payload)}
 	}
+	if m := decodeProbe(h, r); m != nil {
+		return m
+	}
 	r.fail("has no decoder")
 	return nil
 }

@@ -50,6 +50,10 @@ func appendFrame(b []byte, m Message) ([]byte, error) {
 		sent := *m
 		sent.PayloadLength = len(payload)
 		err = sent.check()
+	case *Ballast:
+		sent := *m
+		sent.PayloadLength = len(payload)
+		err = sent.check()
 	default:
 		err = check(m)
 	}
@@ -75,6 +79,8 @@ func payloadOf(m Message) (payload []byte, length int) {
 	case *Data:
 		return m.Payload, m.PayloadLength
 	case *Fetched:
+		return m.Payload, m.PayloadLength
+	case *Ballast:
 		return m.Payload, m.PayloadLength
 	}
 	return nil, 0
@@ -145,6 +151,9 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendFetch(b, m.Offset, m.Length, m.Hash)
 	case *Fetched:
 		return appendFetch(b, m.Offset, m.Length, m.Hash)
+	}
+	if b, ok := appendProbe(b, m); ok {
+		return b
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

@@ -69,6 +69,13 @@ const (
 	TypeRepair     Type = 32
 	TypeFetch      Type = 33
 	TypeFetched    Type = 34
+
+	// Of probes; the numbers before are of others.
+	TypeSurvey   Type = 41
+	TypeSurveyed Type = 42
+	TypeLoad     Type = 43
+	TypeLoaded   Type = 44
+	TypeBallast  Type = 45
 )
 
 // spec is what a header may say for one type.
@@ -115,6 +122,12 @@ var specs = [...]spec{
 	TypeRepair:     {"Repair", repairSize, repairSize, 0},
 	TypeFetch:      {"Fetch", fetchSize, fetchSize, 0},
 	TypeFetched:    {"Fetched", fetchSize, fetchSize, MaxBlock},
+
+	TypeSurvey:   {"Survey", surveySize, surveySize, 0},
+	TypeSurveyed: {"Surveyed", surveyedFixed, surveyedFixed + MaxName + MaxState + MaxVolumes*(surveyedVolume+MaxName+MaxState), 0},
+	TypeLoad:     {"Load", loadSize, loadSize, 0},
+	TypeLoaded:   {"Loaded", loadedSize, loadedSize, 0},
+	TypeBallast:  {"Ballast", ballastSize, ballastSize, MaxBallast},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.

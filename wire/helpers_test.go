@@ -76,6 +76,14 @@ func samples() []Message {
 		&Repair{All: true},
 		&Fetch{128 << 10, 64 << 10, Sum([]byte("right"))},
 		&Fetched{Offset: 128 << 10, Length: 5, Hash: Sum([]byte("right")), Payload: []byte("right")},
+		&Survey{From: 3},
+		&Surveyed{
+			Clock: 1785000000123456789, ReceiveMax: 6 << 20, SendMax: 4 << 20, HashSpeed: 1 << 30, CPUs: 2, Version: "v0.6.0",
+			Congestion: "bbr", More: true, Volumes: []SurveyedVolume{{1 << 40, RoleMirror, "db", "ok"}, {0, 0, "new", "missing"}},
+		},
+		&Load{LoadFrom, 3000, 1 << 30},
+		&Loaded{1 << 28, 3 * 1e9, 1460, LoadedLast},
+		&Ballast{Seq: 9, Payload: []byte("heavy"), PayloadLength: 5},
 	}
 }
 
@@ -107,6 +115,29 @@ func received(m Message) Message {
 		got := *m
 		got.Payload, got.PayloadLength = nil, len(m.Payload)
 		return &got
+	case *Ballast:
+		got := *m
+		got.Payload, got.PayloadLength = nil, len(m.Payload)
+		return &got
+	}
+	return m
+}
+
+// withPayload is a message as its sender has it.
+func withPayload(m Message) Message {
+	switch m := m.(type) {
+	case *Data:
+		sent := *m
+		sent.Payload = make([]byte, m.PayloadLength)
+		return &sent
+	case *Fetched:
+		sent := *m
+		sent.Payload = make([]byte, m.PayloadLength)
+		return &sent
+	case *Ballast:
+		sent := *m
+		sent.Payload = make([]byte, m.PayloadLength)
+		return &sent
 	}
 	return m
 }

@@ -33,7 +33,7 @@ func TestProtocolPage(t *testing.T) {
 			t.Errorf("the example's row at %d is %s", at, row[2])
 		}
 	}
-	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "codec.go"} {
+	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "encode_probe.go", "codec.go"} {
 		for _, d := range drawings(t, name) {
 			if !strings.Contains(page, d) {
 				t.Errorf("a drawing of %s is not on the page:\n%s", name, d)
@@ -74,11 +74,12 @@ func typeRows() (rows []string) {
 		TypeHalt: "both", TypeBye: "both", TypeRebase: "primary", TypeAttach: "primary", TypeAttached: "mirror",
 		TypeSynced: "mirror", TypeBulk: "primary", TypeReport: "mirror", TypeSuspect: "primary",
 		TypeQuarantine: "mirror", TypeRepair: "primary", TypeFetch: "both", TypeFetched: "both",
+		TypeSurvey: "dialler", TypeSurveyed: "acceptor", TypeLoad: "dialler", TypeLoaded: "both", TypeBallast: "both",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
 		switch {
-		case kind == 0:
+		case kind == 0 || s.name == "": // a number that nobody has
 			continue
 		case s.max == 0:
 			rows = append(rows, fmt.Sprintf("| %d | %s | reserved | | |", kind, s.name))
@@ -113,6 +114,12 @@ func limitRows() (rows []string) {
 		{"MaxZeroExtent: bytes that one Zero covers, or one entry of a Suspect", MaxZeroExtent},
 		{"MaxSuspects: entries in one Suspect", MaxSuspects},
 		{"MaxTree: bytes under one hash of an Offer of trees", MaxTree},
+		{"MaxState: a word for the state of a volume", MaxState},
+		{"MaxVolumes: volumes in one Surveyed", MaxVolumes},
+		{"MaxBallast: payload of one Ballast", MaxBallast},
+		{"MaxLoadMillis: time of a load test, milliseconds", MaxLoadMillis},
+		{"MaxLoadBytes: bytes of a load test", MaxLoadBytes},
+		{"MaxUnsurveyed: Surveys without an answer", MaxUnsurveyed},
 	} {
 		rows = append(rows, fmt.Sprintf("| %s | %d |", l.what, l.limit))
 	}

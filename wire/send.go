@@ -35,7 +35,11 @@ func (c *Conn) Send(ms ...Message) error {
 	return err
 }
 
-func costs(m Message) bool { return Cost(m) > 0 }
+// costs tells bulk from control frames. Ballast is bulk that no window holds back.
+func costs(m Message) bool {
+	_, ballast := m.(*Ballast)
+	return ballast || Cost(m) > 0
+}
 
 // sendControl is Send for Ping and Pong, whose bytes are no sign of life.
 func (c *Conn) sendControl(ms ...Message) error {
