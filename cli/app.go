@@ -71,6 +71,8 @@ func (a *app) commands() []*cli.Command {
 		a.pauseCommand(),
 		a.resumeCommand(),
 		a.rebuildCommand(),
+		a.probeCommand(),
+		a.doctorCommand(),
 		a.inspectCommand(),
 		a.benchCommand(),
 		a.versionCommand(),

@@ -30,7 +30,8 @@ type liveNode struct {
 	state  string
 	listen string
 	volume VolumeConfig
-	device openDevice // nil: the real one
+	device openDevice    // nil: the real one
+	probe  time.Duration // between probes of mirrors; 0: as always
 	stop   func()
 }
 
@@ -43,7 +44,7 @@ func (n *liveNode) start() {
 	var err error
 	routine.Go(func() {
 		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: true,
-			device: n.device, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
+			device: n.device, probeEvery: n.probe, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
 	})
 	n.stop = sync.OnceFunc(func() {
 		cancel()

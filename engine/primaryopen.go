@@ -21,7 +21,7 @@ import (
 func openPrimary(d primaryDeps) (*primary, error) {
 	d = d.withDefaults()
 	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, now: d.now, wait: d.wait, sizes: d.sizes,
-		incarnation: newIncarnation(d.random), checkpointed: d.now()}
+		incarnation: newIncarnation(d.random), checkpointed: d.now(), probeEvery: d.probeEvery}
 	p.config.Store(&d.config)
 	var err error
 	if p.release, err = d.lock(d.dir); err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/blkmirror/blkmirror/journal"
@@ -31,7 +32,10 @@ type ServerOptions struct {
 	// Reload brings what a user says of the volumes by now, all of them; may be nil.
 	Reload <-chan map[string]VolumeConfig
 
-	device openDevice // of live volumes; nil: openFile
+	device openDevice       // of live volumes; nil: openFile
+	clock  func() time.Time // that probes are told; nil: time.Now
+
+	probeEvery time.Duration // of mirrors; 0: probeEvery
 }
 
 // maxConnections bounds what strangers can make the node hold: a goroutine and a handshake each.
@@ -48,6 +52,7 @@ type server struct {
 	logging sync.Mutex
 	conns   sync.WaitGroup // one for each connection's goroutine
 	tokens  chan struct{}  // one for each connection
+	loaded  atomic.Bool    // a load test is under way
 }
 
 // Serve runs until ctx ends, then stops cleanly: sessions are told, progress is made durable, the
@@ -232,6 +237,9 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 	if !ok {
 		return nil, nil, unexpected(m, "Hello")
 	}
+	if hello.Role == wire.RoleProbe {
+		return hello, nil, conn.Send(&wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: wire.RoleProbe})
+	}
 	v := s.volumes[hello.Volume]
 	if v == nil {
 		return nil, nil, &Error{Kind: KindState, Op: "open volume", On: hello.Volume, Err: errors.New("no such volume here"), code: wire.CodeUnknown}
@@ -245,6 +253,9 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 
 // half runs our half of a session on volume v.
 func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) error {
+	if hello.Role == wire.RoleProbe {
+		return s.asProbed(ctx, conn)
+	}
 	warn := func(text string) { s.log(fmt.Sprintf("%s: volume %s: %s", peer, v.name, text)) }
 	if hello.Role == wire.RolePrimary {
 		return s.asMirror(ctx, conn, hello, v, peer)

@@ -76,7 +76,7 @@ func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVo
 		open = openFile
 	}
 	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: s.node(),
-		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now})
+		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now, probeEvery: s.probeEvery})
 	if err != nil {
 		return nil, err
 	}
