@@ -20,7 +20,8 @@ import (
 type DoctorOptions struct {
 	Target   string        // HOST:PORT
 	Time     time.Duration // of a load test in one direction; 0: DefaultLoadTime
-	Insecure bool          // plain TCP, loopback only
+	Insecure bool          // plain TCP, loopback only, where there is no Secure
+	Secure   Secure        // may be nil
 	Devices  []string      // disks of this machine that replication would read
 	Tell     func(string)  // what is measured now, for a person who waits; may be nil
 
@@ -62,7 +63,7 @@ func Doctor(ctx context.Context, o DoctorOptions) (DoctorReport, error) {
 	if o.Time == 0 {
 		o.Time = DefaultLoadTime
 	}
-	d := &doctorRun{DoctorOptions: o, reach: reach{target: o.Target, insecure: o.Insecure, lookup: o.lookup}}
+	d := &doctorRun{DoctorOptions: o, reach: reach{target: o.Target, insecure: o.Insecure, secure: o.Secure, lookup: o.lookup}}
 	if err := d.check("examine"); err != nil {
 		return DoctorReport{}, err
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/netip"
 	"os"
@@ -152,5 +153,38 @@ func TestHostileProbes(t *testing.T) {
 	}
 	if _, err := Probe(t.Context(), ProbeOptions{Target: addr, Timeout: time.Minute, Insecure: true}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestTrust: what TLS says of the peer, and against it, comes out of probe and doctor alike.
+func TestTrust(t *testing.T) {
+	addr := probeServer(t, nil)
+	days := 3.0
+	known := func(_ context.Context, nc net.Conn) (net.Conn, *doctor.Identity, error) {
+		return nc, &doctor.Identity{ID: "ABC", Name: "east", DaysLeft: &days}, nil
+	}
+	refusing := func(err error) Secure {
+		return func(_ context.Context, nc net.Conn) (net.Conn, *doctor.Identity, error) {
+			nc.Close()
+			return nil, nil, err
+		}
+	}
+	r, err := Probe(t.Context(), ProbeOptions{Target: addr, Timeout: time.Minute, Secure: known})
+	if err != nil || r.Identity == nil || r.Identity.Name != "east" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	rep, err := Doctor(t.Context(), DoctorOptions{Target: addr, Time: MinLoadTime, Secure: known})
+	if err != nil || graded(rep, "trust", "ABC is trusted as east, and lets us see 2 volumes") != doctor.OK || graded(rep, "keys", "3.0 days") != doctor.Warn {
+		t.Errorf("%+v, %v", rep.Findings, err)
+	}
+	for class, cause := range map[wire.Class]error{wire.ClassAuth: wire.ErrAuth, wire.ClassTLS: tls.RecordHeaderError{Msg: "no TLS"}} {
+		r, err := Probe(t.Context(), ProbeOptions{Target: addr, Timeout: time.Minute, Secure: refusing(cause)})
+		if r.Class != string(class) || kindOf(err) != KindAuth {
+			t.Errorf("%s: %+v, %v", class, r, err)
+		}
+		rep, err := Doctor(t.Context(), DoctorOptions{Target: addr, Secure: refusing(cause)})
+		if err != nil || graded(rep, "trust", "fails ("+string(class)+")") != doctor.Bad || graded(rep, "handshake", "") != "" {
+			t.Errorf("%s: %+v, %v", class, rep.Findings, err)
+		}
 	}
 }

@@ -190,6 +190,9 @@ func sessionError(err error, peer string) error {
 
 // nextByClass tells what a person can do about a connection that failed.
 var nextByClass = map[wire.Class]string{
+	wire.ClassAuth:        "compare `blkmirror keys show` there with `blkmirror keys list` here, and the other way round; then `blkmirror keys trust`",
+	wire.ClassTLS:         "check that both sides speak TLS, or both are --insecure, and that nothing on the way answers in the node's place",
+	wire.ClassMTU:         "lower the MTU of the interface, or clamp the MSS at the tunnel",
 	wire.ClassReset:       "see the log of the other side; a firewall or a crash resets connections",
 	wire.ClassTimeout:     "check that the address is right and that nothing on the way drops packets",
 	wire.ClassRefused:     "start `blkmirror serve` there, or check the port",

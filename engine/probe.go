@@ -16,7 +16,8 @@ import (
 type ProbeOptions struct {
 	Target   string        // HOST:PORT
 	Timeout  time.Duration // of the whole; 0: DefaultProbeTimeout
-	Insecure bool          // plain TCP, loopback only
+	Insecure bool          // plain TCP, loopback only, where there is no Secure
+	Secure   Secure        // may be nil
 
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
@@ -75,7 +76,7 @@ func Probe(ctx context.Context, o ProbeOptions) (ProbeReport, error) {
 	if o.Timeout == 0 {
 		o.Timeout = DefaultProbeTimeout
 	}
-	p := &probe{reach: reach{target: o.Target, insecure: o.Insecure, lookup: o.lookup},
+	p := &probe{reach: reach{target: o.Target, insecure: o.Insecure, secure: o.Secure, lookup: o.lookup},
 		report: ProbeReport{Target: o.Target, Addresses: []ProbedAddress{}, Volumes: []ProbedVolume{}}}
 	err := p.check("probe")
 	if err == nil {

@@ -168,6 +168,9 @@ func (t *loadTest) finish() *doctor.Load {
 	if !errors.Is(t.err, errLoaded) {
 		r.Failure = failureOf(t.err)
 	}
+	if broken := r.Failure != nil && r.Failure.Class == wire.ClassReset; broken && t.load.Direction == wire.LoadTo {
+		r.Bytes, r.Took = uint64(t.conn.Sent()), time.Since(t.began) // nobody told what arrived
+	}
 	return &r
 }
 

@@ -16,10 +16,24 @@ import (
 // takes the same steps (wire.Dial, greet).
 type reach struct {
 	target   string // HOST:PORT
-	insecure bool
+	insecure bool   // plain text is meant, where there is no secure
+	secure   Secure
 
 	// Tests: what a name resolves to.
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+}
+
+// Secure makes of a fresh connection one on which both sides have proved who they are, and says who the peer is. On an error, of
+// class auth or tls or the network's, it has closed nc.
+type Secure func(ctx context.Context, nc net.Conn) (net.Conn, *doctor.Identity, error)
+
+// plain proves nothing, and is for this machine only.
+func plain(_ context.Context, nc net.Conn) (net.Conn, *doctor.Identity, error) {
+	if err := wire.CheckPlainConn(nc); err != nil {
+		nc.Close()
+		return nil, nil, err
+	}
+	return nc, nil, nil
 }
 
 // check refuses what can be refused before anything is asked.
@@ -27,7 +41,7 @@ func (r *reach) check(op string) error {
 	if _, err := portOf(r.target); err != nil {
 		return &Error{Kind: KindUsage, Op: op, On: r.target, Err: err, Next: "give HOST:PORT"}
 	}
-	if !r.insecure {
+	if r.secure == nil && !r.insecure {
 		return &Error{Kind: KindUsage, Op: op, On: r.target, Err: errors.New("this version has no encryption yet"),
 			Next: "say --insecure (loopback addresses only)"}
 	}
@@ -57,7 +71,7 @@ func (r *reach) addresses(ctx context.Context) ([]netip.AddrPort, error) {
 	var all []netip.AddrPort
 	for _, ip := range ips {
 		ip = ip.Unmap()
-		if r.insecure && !ip.IsLoopback() {
+		if r.secure == nil && !ip.IsLoopback() {
 			return nil, &Error{Kind: KindUsage, Op: "connect to", On: r.target, Err: fmt.Errorf("%w: %s", wire.ErrNotLoopback, ip),
 				Next: "plain text is for this machine only; leave --insecure away"}
 		}
@@ -77,10 +91,14 @@ type contact struct {
 	handshake time.Duration    // from TCP to its Hello
 }
 
-// greet makes a contact of a connection, which it takes over, within ctx. This is where TLS goes between the two.
+// greet makes a contact of a connection, which it takes over, within ctx.
 func (r *reach) greet(ctx context.Context, nc net.Conn) (*contact, error) {
 	began := time.Now()
-	nc, identity, err := r.secure(ctx, nc)
+	secure := r.secure
+	if secure == nil {
+		secure = plain
+	}
+	nc, identity, err := secure(ctx, nc)
 	if err != nil {
 		return nil, err
 	}
@@ -96,15 +114,6 @@ func (r *reach) greet(ctx context.Context, nc net.Conn) (*contact, error) {
 	}
 	conn.Established()
 	return &contact{conn: conn, hello: hello, identity: identity, handshake: time.Since(began)}, nil
-}
-
-// secure proves who both sides are. On an error nc is closed.
-func (r *reach) secure(_ context.Context, nc net.Conn) (net.Conn, *doctor.Identity, error) {
-	if err := wire.CheckPlainConn(nc); err != nil {
-		nc.Close()
-		return nil, nil, err
-	}
-	return nc, nil, nil
 }
 
 // errNoProbe: a node of an older version, which takes the role of a probe for a breach.

@@ -81,7 +81,7 @@ type Clock struct {
 
 // Load is a load test in one direction.
 type Load struct {
-	Bytes   uint64        // that arrived
+	Bytes   uint64        // that arrived; where it was reset, that were sent
 	Took    time.Duration // until the last of them
 	Resent  int64         // bytes that the sender's kernel sent again
 	Within  []time.Duration
@@ -160,7 +160,11 @@ func Judge(m *Measured) Verdict {
 		v.LimitedBy, v.Limit = what, limit
 		v.Findings = append(v.Findings, Finding{Check: "bottleneck", Grade: OK, Evidence: "replication is limited by " + what + ": " + speed(limit)})
 	}
-	for _, f := range v.Findings {
+	for i := range v.Findings {
+		f := &v.Findings[i]
+		if f.Grade != OK && f.Next == "" { // a cause that nobody thought of
+			f.Next = "see `blkmirror status` and the logs of both nodes"
+		}
 		v.OK = v.OK && f.Grade != Bad
 	}
 	return v
