@@ -72,6 +72,8 @@ func (a *app) commands() []*cli.Command {
 		a.resumeCommand(),
 		a.rebuildCommand(),
 		a.keysCommand(),
+		a.probeCommand(),
+		a.doctorCommand(),
 		a.inspectCommand(),
 		a.benchCommand(),
 		a.versionCommand(),

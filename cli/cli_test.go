@@ -146,6 +146,16 @@ func TestMisuseExitsWith2AndPointsAtHelp(t *testing.T) {
 		{"bench live --size 16777217", "whole pages", "bench live --help"},
 		{"bench live --scenario latencies", "did you mean latency?", "bench live --help"},
 		{"quickstart --size 1", "at least", "quickstart --help"},
+		{"probe", "HOST:PORT is missing", "probe --help"},
+		{"probe --insecure --timeout 0s 127.0.0.1:1", "more than 0", "probe --help"},
+		{"probe --insecure localhost", "is not HOST:PORT", "give HOST:PORT"},
+		{"probe 127.0.0.1:1", "no identities yet", "add --insecure"},
+		{"probe --insecure 192.0.2.1:7417", "loopback only", "leave --insecure away"},
+		{"doctor", "HOST:PORT is missing", "doctor --help"},
+		{"doctor 127.0.0.1:1", "no identities yet", "add --insecure"},
+		{"doctor --insecure nowhere", "is not HOST:PORT", "give HOST:PORT"},
+		{"doctor --insecure --time 11s 127.0.0.1:1", "load test of 11s", "give a time from 1s to 10s"},
+		{"doctor --insecure 192.0.2.1:7417", "loopback only", "leave --insecure away"},
 	}
 	for _, test := range tests {
 		t.Run(test.args, func(t *testing.T) {
@@ -190,7 +200,7 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 func TestHelp(t *testing.T) {
 	for _, args := range []string{"--help", "-h", "help", "sync --help", "help sync", "sync a b c d --help", "sync --nothing", "bench --help",
 		"help bench sync", "bench live -h", "serve -h", "status -h", "inspect -h", "version -h", "completion -h", "quickstart -h", "cut -h", "pause -h", "resume -h", "rebuild -h",
-		"verify -h", "help repair"} {
+		"verify -h", "help repair", "probe -h", "help doctor"} {
 		got := call(t, strings.Fields(args)...)
 		if args == "sync --nothing" {
 			continue // no help, see above
@@ -219,7 +229,8 @@ func TestExitCodes(t *testing.T) {
 		{of(engine.KindIntegrity), 5},
 		{of(engine.KindDevice), 6},
 		{of(engine.KindState), 7},
-		{&attentionError{}, 7},
+		{&attentionError{exitState}, 7},
+		{&attentionError{exitNetwork}, 3},
 		{&engine.Error{Kind: engine.KindNetwork, Err: context.Canceled}, 1},
 		{&interruptedError{}, 1},
 	}

@@ -48,7 +48,7 @@ func exitCode(err error) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &attention):
-		return exitState
+		return attention.code
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, context.Canceled): // interrupted, whatever broke on the way out

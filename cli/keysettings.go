@@ -74,6 +74,15 @@ func parseSpan(text string) (time.Duration, error) {
 // saidOfKeys is what flags say of the keys, in their order.
 type saidOfKeys []func(*identity.Options)
 
+// open opens the identity of a command that dials by itself. Who looks after keys, and logs, is the daemon.
+func (s saidOfKeys) open(state string) (*identity.Node, error) {
+	o := identity.Options{Log: func(string) {}}
+	for _, set := range s {
+		set(&o)
+	}
+	return openKeys(state, o)
+}
+
 // keyFlag is the flag of a setting.
 type keyFlag struct {
 	setting *keySetting

@@ -143,7 +143,7 @@ func (a *app) checkStatus(s engine.Status, maxLag time.Duration) error {
 	}
 	if len(all) > 0 {
 		fmt.Fprintln(a.stdout, strings.Join(all, "; "))
-		return &attentionError{}
+		return &attentionError{exitState}
 	}
 	fmt.Fprintf(a.stdout, "ok: %d volumes, %d mirrors, lag at most %s\n", len(s.Volumes), mirrors, formatSeconds(worst))
 	return nil
@@ -181,6 +181,9 @@ func troubles(v engine.VolumeStatus, maxLag time.Duration) []string {
 		case m.LagSeconds > limit:
 			add("mirror %s lags by %s", cmp.Or(m.Name, m.Node), formatSeconds(m.LagSeconds))
 		}
+		if p := m.Probe; p != nil && !p.OK {
+			add("mirror %s: the next connection would fail: %s: %s", cmp.Or(m.Name, m.Node), p.Class, p.Error)
+		}
 		if m.Holes > 0 {
 			add("mirror %s has %d holes", cmp.Or(m.Name, m.Node), m.Holes)
 		}
@@ -205,7 +208,7 @@ func firstDuration(values ...time.Duration) time.Duration {
 	return 0
 }
 
-// attentionError makes the exit code of --check; its line is printed already.
-type attentionError struct{}
+// attentionError makes the exit code of --check, probe and doctor; what is wrong is printed already.
+type attentionError struct{ code int }
 
 func (*attentionError) Error() string { return "something needs a look" }

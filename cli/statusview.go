@@ -136,6 +136,10 @@ func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, n
 		if m.Holes > 0 {
 			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", cmp.Or(m.Name, m.Node), m.Holes)
 		}
+		if p := m.Probe; p != nil && !p.OK {
+			fmt.Fprintf(w, "  %s: the next connection would fail, as of %s: %s: %s\n", cmp.Or(m.Name, m.Node), ago(p.At, now), p.Class, p.Error)
+			printNext(w, p.Next)
+		}
 		if d := m.LastDisconnect; d != nil {
 			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", cmp.Or(m.Name, m.Node), ago(d.At, now), d.Class, d.Error)
 			if m.State == "connecting" || m.State == "refused" {

@@ -9,7 +9,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/blkmirror/blkmirror/engine"
-	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 type syncFlags struct {
@@ -115,12 +114,7 @@ func (f *syncFlags) options(source, target string) (engine.SyncOptions, error) {
 	if o.StateDir, err = stateDir(f.state); err != nil || f.insecure || !o.Source.Remote() && !o.Target.Remote() {
 		return o, err
 	}
-	var keys identity.Options
-	for _, set := range f.keys {
-		set(&keys)
-	}
-	keys.Log = func(string) {} // who looks after a key is the daemon
-	o.Identity, err = openKeys(o.StateDir, keys)
+	o.Identity, err = f.keys.open(o.StateDir)
 	return o, err
 }
 

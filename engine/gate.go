@@ -158,6 +158,17 @@ func (g *gate) twinLocked(p *pass) *pass {
 	return nil
 }
 
+// sees picks the volumes of which the peer may know: all, where nobody has to prove who he is.
+func (p *pass) sees(volumes []string) []string {
+	id := p.gate.id
+	if id == nil {
+		return volumes
+	}
+	return slices.DeleteFunc(slices.Clone(volumes), func(v string) bool {
+		return id.May(p.peer, v, identity.AsPrimary) != nil && id.May(p.peer, v, identity.AsMirror) != nil
+	})
+}
+
 // sit notes who is where, for status.
 func (p *pass) sit(mirror string) {
 	g := p.gate

@@ -98,7 +98,8 @@ type MirrorStatus struct {
 	ReadOnly       *ReadOnlyCause   `json:"read_only,omitempty"`
 	Mismatches     MismatchCounts   `json:"mismatches"`
 	LastDisconnect *DisconnectCause `json:"last_disconnect"`
-	Flow           *FlowStatus      `json:"flow,omitempty"` // of a mirror, while it is connected
+	Flow           *FlowStatus      `json:"flow,omitempty"`  // of a mirror, while it is connected
+	Probe          *ProbeStatus     `json:"probe,omitempty"` // of a mirror: whether the next connection would come about
 }
 
 // MismatchCounts are the mismatches by what was found to be their cause (docs/FAILSAFE.md), since the start.

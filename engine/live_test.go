@@ -33,6 +33,7 @@ type liveNode struct {
 	volume VolumeConfig
 	device openDevice     // nil: the real one
 	id     *identity.Node // nil: insecure
+	probe  time.Duration  // between probes of mirrors; 0: as always
 	stop   func()
 }
 
@@ -45,7 +46,7 @@ func (n *liveNode) start() {
 	var err error
 	routine.Go(func() {
 		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: n.id == nil, Identity: n.id,
-			device: n.device, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
+			device: n.device, probeEvery: n.probe, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
 	})
 	n.stop = sync.OnceFunc(func() {
 		cancel()

@@ -60,7 +60,8 @@ type primary struct {
 	compare   *comparison // nil: nothing to compare
 	index     *indexer
 
-	checkpointed time.Time // when the last one was made; of routineCheckpoint
+	checkpointed time.Time     // when the last one was made; of routineCheckpoint
+	probeEvery   time.Duration // 0: probeEvery
 
 	export   *nbd.Server
 	listener net.Listener
@@ -109,6 +110,7 @@ type primaryDeps struct {
 	wait       func(try func() bool) // nil: goroutines block
 	sizes      Sizes
 	journal    journal.VolumeOptions
+	probeEvery time.Duration
 }
 
 func (d primaryDeps) withDefaults() primaryDeps {

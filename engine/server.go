@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/blkmirror/blkmirror/journal"
@@ -33,7 +34,10 @@ type ServerOptions struct {
 	// Reload brings what a user says of the volumes by now, all of them; may be nil.
 	Reload <-chan map[string]VolumeConfig
 
-	device openDevice // of live volumes; nil: openFile
+	device openDevice       // of live volumes; nil: openFile
+	clock  func() time.Time // that probes are told; nil: time.Now
+
+	probeEvery time.Duration // of mirrors; 0: probeEvery
 }
 
 // maxConnections bounds the sessions, and with Insecure the handshakes (see lobby).
@@ -57,6 +61,7 @@ type server struct {
 	gate                 *gate
 	lobby                lobby
 	strangers, untrusted murmur
+	loaded               atomic.Bool // a load test is under way
 }
 
 // Serve runs until ctx ends, then stops cleanly: sessions are told, progress is made durable, the
@@ -275,7 +280,7 @@ func (s *server) session(ctx context.Context, nc net.Conn, who identity.Peer, le
 	}
 	if err == nil && hello.Role != wire.RoleMirror {
 		conn.Established()
-		s.half(ctx, conn, hello, v, peer)
+		s.half(ctx, conn, hello, v, pass)
 	}
 	conn.Close(err)
 	if err != nil && ctx.Err() == nil {
@@ -302,6 +307,12 @@ func (s *server) welcome(conn *wire.Conn, pass *pass) (*wire.Hello, *volume, err
 	if !ok {
 		return nil, nil, unexpected(m, "Hello")
 	}
+	if hello.Role == wire.RoleProbe {
+		if err := pass.enter("", 0, hello.Node); err != nil {
+			return nil, nil, err
+		}
+		return hello, nil, conn.Send(&wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: wire.RoleProbe})
+	}
 	role := opposite[hello.Role]
 	if err := pass.enter(hello.Volume, asOf(hello.Role), hello.Node); err != nil {
 		return nil, nil, err
@@ -317,7 +328,14 @@ func (s *server) welcome(conn *wire.Conn, pass *pass) (*wire.Hello, *volume, err
 }
 
 // half runs our half of a session on volume v, and notes how it ended.
-func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) {
+func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, pass *pass) {
+	peer := pass.addr
+	if hello.Role == wire.RoleProbe {
+		if err := s.asProbed(ctx, conn, pass); err != nil {
+			s.log(fmt.Sprintf("%s: a probe ended: %v", peer, err))
+		}
+		return
+	}
 	warn := func(text string) { s.log(fmt.Sprintf("%s: volume %s: %s", peer, v.name, text)) }
 	about := Disconnect{Role: roleAcceptor, Volume: v.name, Address: peer}
 	var opened bool

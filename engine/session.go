@@ -447,6 +447,7 @@ func warner(warn func(string)) func(string, ...any) {
 var opposite = map[wire.Role]wire.Role{
 	wire.RoleSource: wire.RoleTarget, wire.RoleTarget: wire.RoleSource,
 	wire.RolePrimary: wire.RoleMirror, wire.RoleMirror: wire.RolePrimary,
+	wire.RoleProbe: wire.RoleProbe,
 }
 
 // greet is the dialler's part of the handshake. A peer that is no blkmirror, or hangs, ends it in the

@@ -24,6 +24,7 @@ import (
 //	shipflow.go      how fast
 //	shipfailsafe.go  mismatches: what the mirror is told, and what it says of itself
 //	shiperrand.go    verify and repair, for which the mirror's node asks
+//	probewatch.go    whether another connection would come about
 //
 // Locks, in this order: hands, sending, mu. Whoever has a batch between reading and sending holds hands
 // shared; routineDrive takes it exclusively to know that nobody does.
@@ -57,6 +58,7 @@ type shipper struct {
 	replace  bool          // a person said that the mirror's history does not count
 	last     *DisconnectCause
 	node     string
+	probes   probes
 
 	// The fail-safe (shipfailsafe.go).
 	suspects    []wire.SuspectEntry    // the mirror is to be told, and nothing shipped before
@@ -159,6 +161,7 @@ func (s *shipper) start(ctx context.Context) {
 	s.routines.Go(func() { s.routineDrive(ctx) })
 	s.routines.Go(func() { s.routineConnect(ctx) })
 	s.routines.Go(func() { s.routineErrands(ctx) })
+	s.routines.Go(func() { s.routineProbe(ctx) })
 }
 
 func (s *shipper) stop() {
@@ -376,7 +379,7 @@ func (s *shipper) status() MirrorStatus {
 		LagBytes:     s.bytes(counts.Needs - counts.Doubt),
 		ShippedBytes: s.stats.shipped.Load(), OfferedBytes: s.stats.offered.Load(), WireBytes: s.stats.wire.Load(),
 		RetriedBlocks: s.stats.retried.Load(), Reconnects: s.stats.reconnects.Load(), GivenUp: s.stats.givenUp.Load(),
-		CapturedBytes: s.bytes(counts.Captured), RoomMissing: st.Missing, LastDisconnect: s.last,
+		CapturedBytes: s.bytes(counts.Captured), RoomMissing: st.Missing, LastDisconnect: s.last, Probe: s.probedLocked(),
 		ReadOnly:   s.readOnlyLocked(),
 		Mismatches: MismatchCounts{Wire: s.mismatches.wire, Source: s.mismatches.source, Mirror: s.mismatches.mirror}}
 	if s.session != nil {

@@ -86,7 +86,7 @@ func check(m Message) error {
 	case *Committed, *Ping, *Pong, *Window, *Synced, *Bulk, *Repair:
 		return nil
 	}
-	return broken("message of type %T", m)
+	return checkProbe(m)
 }
 
 func broken(format string, args ...any) error {
@@ -94,8 +94,11 @@ func broken(format string, args ...any) error {
 }
 
 func (m *Hello) check() error {
-	if m.Role < RoleSource || m.Role > RoleMirror {
+	if m.Role < RoleSource || m.Role > RoleProbe {
 		return broken("unknown role %d", m.Role)
+	}
+	if m.Role == RoleProbe && (m.Volume != "" || m.BlockSize != 0) {
+		return broken("a probe that names a volume")
 	}
 	if m.BlockSize != 0 && !validBlockSize(m.BlockSize) {
 		return broken("block size %d", m.BlockSize)

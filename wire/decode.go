@@ -104,6 +104,9 @@ func decodeFields(h header, r *reader) Message {
 	case TypeKeyAck:
 		return &KeyAck{r.hash()}
 	}
+	if m := decodeProbe(h, r); m != nil {
+		return m
+	}
 	r.fail("has no decoder")
 	return nil
 }

@@ -52,6 +52,10 @@ func appendFrame(b []byte, m Message) ([]byte, error) {
 		sent := *m
 		sent.PayloadLength = len(payload)
 		err = sent.check()
+	case *Ballast:
+		sent := *m
+		sent.PayloadLength = len(payload)
+		err = sent.check()
 	default:
 		err = check(m)
 	}
@@ -77,6 +81,8 @@ func payloadOf(m Message) (payload []byte, length int) {
 	case *Data:
 		return m.Payload, m.PayloadLength
 	case *Fetched:
+		return m.Payload, m.PayloadLength
+	case *Ballast:
 		return m.Payload, m.PayloadLength
 	}
 	return nil, 0
@@ -161,6 +167,9 @@ func appendMeta(b []byte, m Message) []byte {
 		return appendKeyNext(b, m)
 	case *KeyAck:
 		return append(b, m.Key[:]...)
+	}
+	if b, ok := appendProbe(b, m); ok {
+		return b
 	}
 	panic(fmt.Sprintf("wire: %T passed its check and has no encoder", m))
 }

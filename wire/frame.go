@@ -76,6 +76,13 @@ const (
 	TypeDoor       Type = 38
 	TypeKnock      Type = 39
 	TypeKeyAck     Type = 40 // of every kind of session
+
+	// Of probes; the numbers before are of others.
+	TypeSurvey   Type = 41
+	TypeSurveyed Type = 42
+	TypeLoad     Type = 43
+	TypeLoaded   Type = 44
+	TypeBallast  Type = 45
 )
 
 // spec is what a header may say for one type.
@@ -128,6 +135,12 @@ var specs = [...]spec{
 	TypeDoor:       {"Door", doorSize, doorSize, 0},
 	TypeKnock:      {"Knock", knockSize, knockSize, 0},
 	TypeKeyAck:     {"KeyAck", keyAckSize, keyAckSize, 0},
+
+	TypeSurvey:   {"Survey", surveySize, surveySize, 0},
+	TypeSurveyed: {"Surveyed", surveyedFixed, surveyedFixed + MaxName + MaxState + MaxVolumes*(surveyedVolume+MaxName+MaxState), 0},
+	TypeLoad:     {"Load", loadSize, loadSize, 0},
+	TypeLoaded:   {"Loaded", loadedSize, loadedSize, 0},
+	TypeBallast:  {"Ballast", ballastSize, ballastSize, MaxBallast},
 }
 
 // maxMeta is the largest meta of all: header and meta of any frame fit into a Conn's read buffer.

@@ -39,7 +39,7 @@ func checkHeader(t *testing.T, h header) {
 		mustClassify(t, err)
 		return
 	}
-	if got != h || h.meta > maxMeta || h.payload > MaxBlock || h.payload > 0 && h.kind != TypeData && h.kind != TypeFetched {
+	if got != h || h.meta > maxMeta || h.payload > MaxBlock || h.payload > 0 && specs[h.kind].payload == 0 {
 		t.Errorf("header %+v was taken as %+v", h, got)
 	}
 }

@@ -97,6 +97,14 @@ func samples() []Message {
 			ByKey: [64]byte{1, 2, 3}, ByNext: [64]byte{4, 5, 6},
 		},
 		&KeyAck{Sum([]byte("next"))},
+		&Survey{From: 3},
+		&Surveyed{
+			Clock: 1785000000123456789, ReceiveMax: 6 << 20, SendMax: 4 << 20, HashSpeed: 1 << 30, CPUs: 2, Version: "v0.6.0",
+			Congestion: "bbr", More: true, Volumes: []SurveyedVolume{{1 << 40, RoleMirror, "db", "ok"}, {0, 0, "new", "missing"}},
+		},
+		&Load{LoadFrom, 3000, 1 << 30},
+		&Loaded{1 << 28, 3 * 1e9, 1460, LoadedLast},
+		&Ballast{Seq: 9, Payload: []byte("heavy"), PayloadLength: 5},
 	}
 }
 
@@ -128,6 +136,29 @@ func received(m Message) Message {
 		got := *m
 		got.Payload, got.PayloadLength = nil, len(m.Payload)
 		return &got
+	case *Ballast:
+		got := *m
+		got.Payload, got.PayloadLength = nil, len(m.Payload)
+		return &got
+	}
+	return m
+}
+
+// withPayload is a message as its sender has it.
+func withPayload(m Message) Message {
+	switch m := m.(type) {
+	case *Data:
+		sent := *m
+		sent.Payload = make([]byte, m.PayloadLength)
+		return &sent
+	case *Fetched:
+		sent := *m
+		sent.Payload = make([]byte, m.PayloadLength)
+		return &sent
+	case *Ballast:
+		sent := *m
+		sent.Payload = make([]byte, m.PayloadLength)
+		return &sent
 	}
 	return m
 }

@@ -218,21 +218,9 @@ func wrapped(nc net.Conn) bool {
 // ackedBytes returns a function that asks the kernel how many bytes the peer's kernel has acknowledged,
 // false where nc runs over no TCP connection.
 func ackedBytes(nc net.Conn) func() (int64, bool) {
-	none := func() (int64, bool) { return 0, false }
-	for {
-		layer, ok := nc.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		nc = layer.NetConn()
-	}
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
-		return none
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return none
+	raw := socketOf(nc)
+	if raw == nil {
+		return func() (int64, bool) { return 0, false }
 	}
 	return func() (n int64, ok bool) {
 		_ = raw.Control(func(fd uintptr) {

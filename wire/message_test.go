@@ -52,7 +52,10 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	}
 	switch kind {
 	case TypeHello:
-		role, block := Role(1+r.IntN(4)), blockSize()*uint32(r.IntN(2))
+		role, block := Role(1+r.IntN(5)), blockSize()*uint32(r.IntN(2))
+		if role == RoleProbe {
+			return &Hello{Node: hash(), Name: text(MaxName), Software: text(MaxName), Role: role}
+		}
 		return &Hello{hash(), text(MaxName), text(MaxName), role, text(MaxName), block}
 	case TypeOpen:
 		return &Open{
@@ -203,7 +206,7 @@ func randomMessage(r *rand.Rand, kind Type) Message {
 	case TypeKeyAck:
 		return &KeyAck{hash()}
 	}
-	return nil
+	return randomProbe(r, kind)
 }
 
 // TestRoundTrip: what is encoded is decoded to the same, for random messages of all types.
@@ -218,18 +221,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		for range 200 {
 			m := randomMessage(r, Type(kind))
-			sent := m
-			switch m := m.(type) {
-			case *Data:
-				with := *m
-				with.Payload = make([]byte, m.PayloadLength)
-				sent = &with
-			case *Fetched:
-				with := *m
-				with.Payload = make([]byte, m.PayloadLength)
-				sent = &with
-			}
-			b, err := appendFrame(nil, sent)
+			b, err := appendFrame(nil, withPayload(m))
 			if err != nil {
 				t.Fatalf("encode %+v: %v", m, err)
 			}
@@ -279,7 +271,6 @@ func TestBroken(t *testing.T) {
 		"fetched, some of it": &Fetched{Length: 4096, Payload: make([]byte, 4095)},
 		"fetched and more":    &Fetched{Length: 4096, Payload: make([]byte, 4097)},
 		"role":                &Hello{},
-		"role 5":              &Hello{Role: 5},
 		"hello block":         &Hello{Role: RoleSource, BlockSize: 5000},
 		"name too long":       &Hello{Role: RoleSource, Name: strings.Repeat("n", MaxName+1)},
 		"name with \\n":       &Hello{Role: RoleSource, Volume: "a\nb"},
@@ -394,6 +385,7 @@ func TestBroken(t *testing.T) {
 	}
 	maps.Copy(cases, brokenReadOnly(many))
 	maps.Copy(cases, brokenJobs(many))
+	maps.Copy(cases, brokenProbe())
 	for name, m := range cases {
 		if _, err := appendFrame(nil, m); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: encoded, %v", name, err)
@@ -413,7 +405,7 @@ func TestBroken(t *testing.T) {
 
 // TestBits: a byte that is a yes or no is nothing else.
 func TestBits(t *testing.T) {
-	for kind, at := range map[Type]int{TypeDoubt: 0, TypeRebase: 32, TypeReport: 32, TypeQuarantine: 1, TypeRepair: 0} {
+	for kind, at := range map[Type]int{TypeDoubt: 0, TypeRebase: 32, TypeReport: 32, TypeQuarantine: 1, TypeRepair: 0, TypeSurveyed: 36} {
 		meta := appendMeta(nil, sample(kind))
 		h := header{kind: kind, meta: uint32(len(meta))}
 		if meta[at] != 1 {
@@ -486,7 +478,8 @@ func TestReserved(t *testing.T) {
 		TypeOffer: {28, 29, 30, 31}, TypeSuspect: {1, 2, 3, 4, 5, 6, 7, 28, 29, 30, 31, 80 + 28}, TypeQuarantine: {4, 5, 6, 7},
 		TypeRepair: {1, 2, 3, 4, 5, 6, 7}, TypeFetch: {12, 13, 14, 15}, TypeFetched: {12, 13, 14, 15},
 		TypeAsk: {22, 23}, TypeTold: {34, 35, 36, 37, 38, 39}, TypeEnded: {30, 31},
-		TypeDoor: {2, 3, 4, 5, 6, 7},
+		TypeDoor:   {2, 3, 4, 5, 6, 7},
+		TypeSurvey: {4, 5, 6, 7}, TypeSurveyed: {39, 40 + 6 + 3 + 11, 40 + 6 + 3 + 15}, TypeLoad: {1, 2, 3}, TypeLoaded: {28, 29, 30, 31},
 	}
 	for _, m := range samples() {
 		for _, at := range reserved[m.Type()] {

@@ -33,7 +33,7 @@ func TestProtocolPage(t *testing.T) {
 			t.Errorf("the example's row at %d is %s", at, row[2])
 		}
 	}
-	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "rollover.go", "codec.go"} {
+	for _, name := range []string{"frame.go", "encode.go", "encode_live.go", "encode_probe.go", "rollover.go", "codec.go"} {
 		for _, d := range drawings(t, name) {
 			if !strings.Contains(page, d) {
 				t.Errorf("a drawing of %s is not on the page:\n%s", name, d)
@@ -76,11 +76,12 @@ func typeRows() (rows []string) {
 		TypeQuarantine: "mirror", TypeRepair: "primary", TypeFetch: "both", TypeFetched: "both",
 		TypeAsk: "mirror", TypeTold: "primary", TypeEnded: "primary", TypeDoor: "primary", TypeKnock: "mirror",
 		TypeKeyNext: "both", TypeKeyAck: "both",
+		TypeSurvey: "dialler", TypeSurveyed: "acceptor", TypeLoad: "dialler", TypeLoaded: "both", TypeBallast: "both",
 	}
 	for kind, s := range specs {
 		length, payload := fmt.Sprint(s.min), "none"
 		switch {
-		case s.name == "": // no type has this number
+		case kind == 0 || s.name == "": // a number that nobody has
 			continue
 		case s.max == 0:
 			rows = append(rows, fmt.Sprintf("| %d | %s | reserved | | |", kind, s.name))
@@ -116,6 +117,12 @@ func limitRows() (rows []string) {
 		{"MaxSuspects: entries in one Suspect", MaxSuspects},
 		{"MaxTree: bytes under one hash of an Offer of trees", MaxTree},
 		{"MaxListed: extents in all frames of one Ended", MaxListed},
+		{"MaxState: a word for the state of a volume", MaxState},
+		{"MaxVolumes: volumes in one Surveyed", MaxVolumes},
+		{"MaxBallast: payload of one Ballast", MaxBallast},
+		{"MaxLoadMillis: time of a load test, milliseconds", MaxLoadMillis},
+		{"MaxLoadBytes: bytes of a load test", MaxLoadBytes},
+		{"MaxUnsurveyed: Surveys without an answer", MaxUnsurveyed},
 	} {
 		rows = append(rows, fmt.Sprintf("| %s | %d |", l.what, l.limit))
 	}

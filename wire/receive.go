@@ -28,8 +28,8 @@ func (s *source) Read(p []byte) (int, error) {
 }
 
 // Next waits for the next message; what it returns is the caller's to keep. Ping and Pong, and KeyNext and
-// KeyAck, are settled here and never returned. The payload of a Data or Fetched stays in the stream: ReadPayload takes it, the next Next
-// throws it away.
+// KeyAck, are settled here and never returned. The payload of a Data,
+// Fetched or Ballast stays in the stream: ReadPayload takes it, the next Next throws it away.
 //
 // Its error is the one that ended the connection: of class protocol or integrity where the peer's bytes
 // are no frames, the peer's own *RemoteError where it went after Refused, Halt or Bye, ErrReset where

@@ -35,7 +35,11 @@ func (c *Conn) Send(ms ...Message) error {
 	return err
 }
 
-func costs(m Message) bool { return Cost(m) > 0 }
+// costs tells bulk from control frames. Ballast is bulk that no window holds back.
+func costs(m Message) bool {
+	_, ballast := m.(*Ballast)
+	return ballast || Cost(m) > 0
+}
 
 // sendControl is Send for what Conn says by itself, whose bytes are no sign of life. Such metas have a fixed size.
 func (c *Conn) sendControl(m Message) error {

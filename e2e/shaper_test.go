@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// way is what one direction through a shaper is like. The zero value passes everything on.
+type way struct {
+	rate    int // bytes a second; 0: no limit
+	queue   int // bytes that wait in front of the rate; 0: as little as can be
+	resetAt int // bytes after which a connection is reset; 0: never
+	hole    int // larger pieces vanish, and all that comes behind them; 0: none do
+}
+
+// shaper stands between a dialler and a node as a bad line does. It understands nothing.
+type shaper struct {
+	addr     string
+	l        net.Listener
+	to, from way // towards the node, and back
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[net.Conn]bool
+	all    sync.WaitGroup
+}
+
+func newShaper(t testing.TB, backend string, to, from way) *shaper {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shaper{addr: l.Addr().String(), l: l, to: to, from: from, conns: map[net.Conn]bool{}}
+	s.all.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", backend)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			if s.track(client, server) {
+				s.all.Go(func() { s.join(client, server) })
+			}
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		s.mu.Lock()
+		s.closed = true
+		for c := range s.conns {
+			c.Close()
+		}
+		s.mu.Unlock()
+		s.all.Wait()
+	})
+	return s
+}
+
+func (s *shaper) track(conns ...net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range conns {
+		if s.closed {
+			c.Close()
+			continue
+		}
+		s.conns[c] = true
+	}
+	return !s.closed
+}
+
+func (s *shaper) join(client, server net.Conn) {
+	var both sync.WaitGroup
+	both.Go(func() { s.to.pump(server, client) })
+	both.Go(func() { s.from.pump(client, server) })
+	both.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range []net.Conn{client, server} {
+		c.Close()
+		delete(s.conns, c)
+	}
+}
+
+// piece of a stream; small, so that a slow way is smooth.
+const piece = 4 << 10
+
+// pump passes on what comes, until either side ends. The queue is a channel of pieces.
+func (w way) pump(to, from net.Conn) {
+	if w.rate > 0 { // what waits is to wait here, and not in the kernel
+		from.(*net.TCPConn).SetReadBuffer(4 * piece)
+		to.(*net.TCPConn).SetWriteBuffer(4 * piece)
+	}
+	queue := make(chan []byte, w.queue/piece)
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		next := time.Now()
+		for b := range queue {
+			if w.rate > 0 {
+				time.Sleep(time.Until(next))
+				next = time.Now().Add(time.Duration(len(b)) * time.Second / time.Duration(w.rate))
+			}
+			if _, err := to.Write(b); err != nil {
+				from.Close()
+				for range queue { // the reader must not wait for room
+				}
+				return
+			}
+		}
+		to.(*net.TCPConn).CloseWrite()
+	})
+	passed, lost := 0, false
+	for {
+		b := make([]byte, piece)
+		n, err := from.Read(b)
+		if passed += n; w.resetAt > 0 && passed > w.resetAt {
+			reset(to)
+			reset(from)
+			break
+		}
+		if lost = lost || w.hole > 0 && n > w.hole; n > 0 && !lost {
+			queue <- b[:n]
+		}
+		if err != nil {
+			break
+		}
+	}
+	close(queue)
+	writer.Wait()
+}
