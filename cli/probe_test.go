@@ -67,7 +67,7 @@ func TestStatusTellsOfAProbe(t *testing.T) {
 	if got := troubles(v, 0); len(got) != 0 {
 		t.Errorf("%q", got)
 	}
-	v.Mirrors[0].Probe = &engine.ProbeStatus{Class: "refused", Error: "connection refused", At: "2026-01-01T00:00:00Z"}
+	v.Mirrors[0].Probe = &engine.ProbeStatus{Class: "refused", Error: "connection refused", Next: "start it", At: "2026-01-01T00:00:00Z"}
 	const want = "mirror east: the next connection would fail: refused: connection refused"
 	if got := troubles(v, 0); len(got) != 1 || got[0] != want {
 		t.Errorf("%q", got)

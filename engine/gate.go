@@ -101,7 +101,7 @@ func (g *gate) explain(err error, addr, volume string, as identity.As, here bool
 // pass is one connection's place among those that stand.
 type pass struct {
 	gate   *gate
-	peer   identity.Peer
+	peer   identity.Peer // once it stands: under gate.mu
 	addr   string
 	end    context.CancelCauseFunc
 	volume string
@@ -124,6 +124,7 @@ func (p *pass) enter(volume string, as identity.As, node wire.Hash) error {
 	if g.id == nil {
 		return nil
 	}
+	peer := p.peer // sweep changes it from here on
 	g.mu.Lock()
 	other := g.twinLocked(p)
 	if other == nil {
@@ -132,11 +133,11 @@ func (p *pass) enter(volume string, as identity.As, node wire.Hash) error {
 	g.mu.Unlock()
 	if other != nil {
 		g.log(fmt.Sprintf("ALARM: two nodes claim one identity: %s is connected from %s, and another node under its key came from %s and is refused; one of them has a copy of the other's state directory",
-			p.peer.Name, other.addr, p.addr))
+			peer.Name, other.addr, p.addr))
 		return p.refusal(errors.New("another node with this identity is connected"))
 	}
 	// Behind the entry in standing: a change of trust from here on finds it there.
-	if err := g.id.May(p.peer, volume, as); err != nil {
+	if err := g.id.May(peer, volume, as); err != nil {
 		g.log(fmt.Sprintf("%s: %v", p.addr, err))
 		return p.refusal(errors.New("nothing may be done with this volume in this role"))
 	}
@@ -158,15 +159,16 @@ func (g *gate) twinLocked(p *pass) *pass {
 	return nil
 }
 
-// sees picks the volumes of which the peer may know: all, where nobody has to prove who he is.
-func (p *pass) sees(volumes []string) []string {
+// sees tells whether the peer may know of a volume: of every one, where nobody has to prove who he is.
+func (p *pass) sees(volume string) bool {
 	id := p.gate.id
 	if id == nil {
-		return volumes
+		return true
 	}
-	return slices.DeleteFunc(slices.Clone(volumes), func(v string) bool {
-		return id.May(p.peer, v, identity.AsPrimary) != nil && id.May(p.peer, v, identity.AsMirror) != nil
-	})
+	p.gate.mu.Lock()
+	peer := p.peer
+	p.gate.mu.Unlock()
+	return id.May(peer, volume, identity.AsPrimary) == nil || id.May(peer, volume, identity.AsMirror) == nil
 }
 
 // sit notes who is where, for status.
