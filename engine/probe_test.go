@@ -256,7 +256,8 @@ func (g *gate) start() {
 	})
 }
 
-// TestProbeBesideASession: a mirror that could not be reached again is told while its session stands, and so is that it can be.
+// TestProbeBesideASession: a mirror that could not be reached again is told while its session stands, and so is
+// that it can be.
 func TestProbeBesideASession(t *testing.T) {
 	p := newLivePair(t, 1, nil)
 	p.primary.stop()

@@ -18,8 +18,8 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
-// The acceptor's half of a probe. The reader takes questions and throws ballast away; work, the one that sends, answers and
-// makes ballast. Neither touches a volume.
+// The acceptor's half of a probe. The reader takes questions and throws ballast away; work, the one that sends,
+// answers and makes ballast. Neither touches a volume.
 
 const (
 	probeLimit   = time.Minute            // of one probe: nobody keeps a connection by it
@@ -40,6 +40,7 @@ type probed struct {
 	sink    atomic.Pointer[intake]
 	loading bool        // the reader's: this connection has its load test, or had it
 	holds   atomic.Bool // the node's one load test
+	late    *time.Timer // ends the probe where its load test has no end
 }
 
 // intake counts a load test towards us.
@@ -59,12 +60,20 @@ func (s *server) asProbed(ctx context.Context, conn *wire.Conn) error {
 		pours: make(chan *wire.Load, 1), poured: make(chan struct{}, 1)}
 	p.doneByPeer = true
 	defer p.unload()
+	defer time.AfterFunc(probeLimit, func() { p.cancel(tooLong("probe", probeLimit)) }).Stop()
 	return p.run(p.handle, p.work)
 }
 
-// unload lets others have a load test. It is done before the last word of ours, so that who has heard that can have the next one.
+// tooLong ends a probe, also where a send is stuck in it: the link closes what does not end by itself.
+func tooLong(op string, limit time.Duration) error {
+	return &Error{Kind: KindState, Op: op, On: "this node", Err: fmt.Errorf("no end of it after %v", limit)}
+}
+
+// unload lets others have a load test. It is done before the last word of ours, so that who has heard that can
+// have the next one.
 func (p *probed) unload() {
 	if p.holds.CompareAndSwap(true, false) {
+		p.late.Stop()
 		p.s.loaded.Store(false)
 	}
 }
@@ -111,6 +120,8 @@ func (p *probed) begin(m *wire.Load) error {
 		return &Error{Kind: KindState, Op: "run load test", On: "this node", Err: errors.New("another one is under way"), code: wire.CodeBusy}
 	}
 	p.loading = true
+	limit := time.Duration(m.Millis)*time.Millisecond + loadGrace
+	p.late = time.AfterFunc(limit, func() { p.cancel(tooLong("run load test", limit)) })
 	p.holds.Store(true)
 	if m.Direction == wire.LoadTo {
 		p.sink.Store(&intake{load: m, began: time.Now()})
@@ -122,8 +133,6 @@ func (p *probed) begin(m *wire.Load) error {
 
 // work sends. It returns when the probe is over.
 func (p *probed) work() error {
-	over := time.NewTimer(probeLimit)
-	defer over.Stop()
 	tick := time.NewTicker(loadedEvery)
 	defer tick.Stop()
 	for {
@@ -131,8 +140,6 @@ func (p *probed) work() error {
 		select {
 		case <-p.ctx.Done():
 			return context.Cause(p.ctx)
-		case <-over.C:
-			return &Error{Kind: KindState, Op: "probe", On: "this node", Err: fmt.Errorf("it lasts longer than %v", probeLimit)}
 		case q := <-p.surveys:
 			m = p.s.surveyed(q.From)
 		case l := <-p.pours:
@@ -150,9 +157,6 @@ func (p *probed) work() error {
 			k := p.sink.Load()
 			if k == nil {
 				continue
-			}
-			if limit := time.Duration(k.load.Millis)*time.Millisecond + loadGrace; time.Since(k.began) > limit {
-				return &Error{Kind: KindState, Op: "run load test", On: "this node", Err: fmt.Errorf("no end of it after %v", limit)}
 			}
 			m = k.loaded()
 		}
@@ -187,8 +191,9 @@ var ballast = sync.OnceValue(func() []byte {
 	return b
 })
 
-// pour sends ballast until the time of a Load or its bytes are over, or stop says so, and returns what is to be said then. A send carries
-// so much that it takes about a millisecond: a small frame waits for no more than that, on any way.
+// pour sends ballast until the time of a Load or its bytes are over, or stop says so, and returns what is to be
+// said then. A send carries so much that it takes about a millisecond: a small frame waits for no more than
+// that, on any way.
 func pour(conn *wire.Conn, l *wire.Load, stop func() bool) (*wire.Loaded, error) {
 	conn.Shallow()
 	before, _ := conn.Path()

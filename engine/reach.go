@@ -12,8 +12,8 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
-// reach is the way of a probe to a node, in steps that can be told and timed apart: addresses, connect, greet. A session
-// takes the same steps (wire.Dial, greet).
+// reach is the way of a probe to a node, in steps that can be told and timed apart: addresses, connect, greet.
+// A session takes the same steps (wire.Dial, greet).
 type reach struct {
 	target   string // HOST:PORT
 	insecure bool   // plain text is meant, where there is no secure
@@ -23,8 +23,8 @@ type reach struct {
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
-// Secure makes of a fresh connection one on which both sides have proved who they are, and says who the peer is. On an error, of
-// class auth or tls or the network's, it has closed nc.
+// Secure makes of a fresh connection one on which both sides have proved who they are, and says who the peer
+// is. On an error, of class auth or tls or the network's, it has closed nc.
 type Secure func(ctx context.Context, nc net.Conn) (net.Conn, *doctor.Identity, error)
 
 // plain proves nothing, and is for this machine only.
