@@ -71,7 +71,7 @@ func TestProbeSeesEveryVolume(t *testing.T) {
 	}
 	var seen []string
 	for {
-		m := s.surveyed(uint32(len(seen)))
+		m := s.surveyed(uint32(len(seen)), everyVolume)
 		if _, err := new(wire.Encoder).Append(nil, m); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,14 @@ func TestProbeSeesEveryVolume(t *testing.T) {
 	if !slices.Equal(seen, s.names) {
 		t.Errorf("%d of %d volumes are seen", len(seen), len(s.names))
 	}
-	if m := s.surveyed(noVolumes); len(m.Volumes) != 0 || m.More {
+	only := func(name string) bool { return name == "v0007" || name == "v0200" }
+	if m := s.surveyed(0, only); len(m.Volumes) != 2 || m.More || m.Volumes[1].Name != "v0200" {
+		t.Errorf("a peer that was given two volumes sees %+v, more %v", m.Volumes, m.More)
+	}
+	if m := s.surveyed(1, only); len(m.Volumes) != 1 || m.More || m.Volumes[0].Name != "v0200" {
+		t.Errorf("from the second on: %+v, more %v", m.Volumes, m.More)
+	}
+	if m := s.surveyed(noVolumes, everyVolume); len(m.Volumes) != 0 || m.More {
 		t.Errorf("%d volumes where none was wanted", len(m.Volumes))
 	}
 }

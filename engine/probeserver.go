@@ -34,6 +34,7 @@ type probed struct {
 	*link
 	s       *server
 	conn    *wire.Conn
+	sees    func(volume string) bool
 	surveys chan *wire.Survey // that are not answered
 	pours   chan *wire.Load   // towards the peer; at most one
 	poured  chan struct{}     // one token: the peer's load is all here
@@ -55,8 +56,12 @@ func (k *intake) loaded() *wire.Loaded {
 	return &wire.Loaded{Bytes: k.bytes.Load(), Nanos: uint64(k.last.Load())}
 }
 
-func (s *server) asProbed(ctx context.Context, conn *wire.Conn) error {
-	p := &probed{link: newLink(ctx, conn, new(Progress)), s: s, conn: conn, surveys: make(chan *wire.Survey, wire.MaxUnsurveyed),
+// everyVolume is what a peer may see over plain text, where there is nobody to tell apart.
+func everyVolume(string) bool { return true }
+
+// asProbed answers a peer, of whose volumes it tells those that sees says yes to, and nothing of the others.
+func (s *server) asProbed(ctx context.Context, conn *wire.Conn, sees func(volume string) bool) error {
+	p := &probed{link: newLink(ctx, conn, new(Progress)), s: s, conn: conn, sees: sees, surveys: make(chan *wire.Survey, wire.MaxUnsurveyed),
 		pours: make(chan *wire.Load, 1), poured: make(chan struct{}, 1)}
 	p.doneByPeer = true
 	defer p.unload()
@@ -141,7 +146,7 @@ func (p *probed) work() error {
 		case <-p.ctx.Done():
 			return context.Cause(p.ctx)
 		case q := <-p.surveys:
-			m = p.s.surveyed(q.From)
+			m = p.s.surveyed(q.From, p.sees)
 		case l := <-p.pours:
 			if err := p.pour(l); err != nil {
 				return err
@@ -171,7 +176,7 @@ func (p *probed) pour(l *wire.Load) error {
 	stop := func() bool {
 		select {
 		case q := <-p.surveys:
-			return p.conn.Send(p.s.surveyed(q.From)) != nil
+			return p.conn.Send(p.s.surveyed(q.From, p.sees)) != nil
 		default:
 			return p.ctx.Err() != nil
 		}
@@ -225,11 +230,16 @@ func pour(conn *wire.Conn, l *wire.Load, stop func() bool) (*wire.Loaded, error)
 }
 
 // surveyed tells of this node what a peer may know, and of its volumes those that it was given.
-func (s *server) surveyed(from uint32) *wire.Surveyed {
+func (s *server) surveyed(from uint32, sees func(volume string) bool) *wire.Surveyed {
 	here := kernelSockets()
 	m := &wire.Surveyed{ReceiveMax: here.ReceiveMax, SendMax: here.SendMax, Congestion: here.Congestion,
 		HashSpeed: int64(hashSpeed()), CPUs: uint16(min(runtime.NumCPU(), math.MaxUint16)), Version: clip(s.Version, wire.MaxName)}
-	names := s.names // all of them: over plain text everybody is trusted
+	var names []string // counted alone, so that no number tells of the others
+	for _, name := range s.names {
+		if from != noVolumes && sees(name) {
+			names = append(names, name)
+		}
+	}
 	if int64(from) < int64(len(names)) {
 		names = names[from:]
 		m.More = len(names) > wire.MaxVolumes

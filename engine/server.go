@@ -254,7 +254,7 @@ func (s *server) welcome(conn *wire.Conn) (*wire.Hello, *volume, error) {
 // half runs our half of a session on volume v.
 func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, peer string) error {
 	if hello.Role == wire.RoleProbe {
-		return s.asProbed(ctx, conn)
+		return s.asProbed(ctx, conn, everyVolume)
 	}
 	warn := func(text string) { s.log(fmt.Sprintf("%s: volume %s: %s", peer, v.name, text)) }
 	if hello.Role == wire.RolePrimary {
