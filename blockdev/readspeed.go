@@ -25,8 +25,8 @@ const (
 	sampleReaders = 8       // as many as a sync has
 )
 
-// ReadSample reads some of a device or image, spread over all of it, until limit bytes or the time is over. It takes no lock, as it
-// changes nothing and looks at nothing: the device may be in use by anybody.
+// ReadSample reads some of a device or image, spread over all of it, until limit bytes or the time is over. It
+// takes no lock, as it changes nothing and looks at nothing: the device may be in use by anybody.
 func ReadSample(ctx context.Context, path string, limit int64, length time.Duration) (ReadSpeed, error) {
 	f, direct, err := openSample(path)
 	if err != nil {

@@ -107,7 +107,7 @@ func TestProbeNamesTheCause(t *testing.T) {
 	}
 }
 
-// A probe beside a sync disturbs nothing, and a node that is killed in the middle of a load test is no hang.
+// Probes and load tests beside a sync disturb nothing, and a node that is killed in the middle of a load test is no hang.
 func TestProbeBesideSync(t *testing.T) {
 	p := newPair(t, 64*mib)
 	s := serve(t, p.state, "v="+p.dst)
@@ -116,9 +116,12 @@ func TestProbeBesideSync(t *testing.T) {
 	for range 5 {
 		mustRun(t, "probe", "--insecure", s.addr)
 	}
-	doctor := start(t, "doctor", "--insecure", "--time", "10s", "--control", p.state+"/none", s.addr)
+	examine(t, "--time", "1s", s.addr)
 	beside.wait().ok(t)
 	equal(t, p.src, p.dst)
+	line := newShaper(t, s.addr, way{rate: 4e6}, way{})
+	doctor := start(t, "doctor", "--insecure", "--time", "10s", "--control", p.state+"/none", line.addr)
+	until(t, "a load test", func() bool { return line.passed.Load() > mib })
 	s.kill()
 	if r := doctor.wait(); r.code != 7 || r.stderr != "" {
 		t.Errorf("doctor of a node that was killed: exit code %d\n%s%s", r.code, r.stdout, r.stderr)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -19,7 +20,8 @@ type way struct {
 type shaper struct {
 	addr     string
 	l        net.Listener
-	to, from way // towards the node, and back
+	to, from way          // towards the node, and back
+	passed   atomic.Int64 // bytes, both ways
 
 	mu     sync.Mutex
 	closed bool
@@ -78,8 +80,8 @@ func (s *shaper) track(conns ...net.Conn) bool {
 
 func (s *shaper) join(client, server net.Conn) {
 	var both sync.WaitGroup
-	both.Go(func() { s.to.pump(server, client) })
-	both.Go(func() { s.from.pump(client, server) })
+	both.Go(func() { s.to.pump(server, client, &s.passed) })
+	both.Go(func() { s.from.pump(client, server, &s.passed) })
 	both.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +95,7 @@ func (s *shaper) join(client, server net.Conn) {
 const piece = 4 << 10
 
 // pump passes on what comes, until either side ends. The queue is a channel of pieces.
-func (w way) pump(to, from net.Conn) {
+func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 	if w.rate > 0 { // what waits is to wait here, and not in the kernel
 		from.(*net.TCPConn).SetReadBuffer(4 * piece)
 		to.(*net.TCPConn).SetWriteBuffer(4 * piece)
@@ -120,6 +122,7 @@ func (w way) pump(to, from net.Conn) {
 	for {
 		b := make([]byte, piece)
 		n, err := from.Read(b)
+		all.Add(int64(n))
 		if passed += n; w.resetAt > 0 && passed > w.resetAt {
 			reset(to)
 			reset(from)

@@ -48,7 +48,7 @@ type DoctorReport struct {
 const (
 	addressTimeout = 5 * time.Second       // for one address, from TCP to the answer
 	nameTimeout    = 5 * time.Second       // for the name
-	idleTrips      = 20                    // round trips at rest …
+	idleTrips      = 40                    // round trips at rest …
 	idleEvery      = 50 * time.Millisecond // … and what is between two
 	diskTime       = 2 * time.Second       // for one disk …
 	diskBytes      = 256 << 20             // … or that many bytes
@@ -56,8 +56,8 @@ const (
 	cpuTime        = 100 * time.Millisecond
 )
 
-// Doctor measures the way to a node, and both machines, and says what is wrong with it. Its error is one of misuse, or that of ctx:
-// whatever else fails is a finding.
+// Doctor measures the way to a node, and both machines, and says what is wrong with it. Its error is one of
+// misuse, or that of ctx: whatever else fails is a finding.
 func Doctor(ctx context.Context, o DoctorOptions) (DoctorReport, error) {
 	began := time.Now()
 	if o.Time == 0 {
@@ -160,8 +160,8 @@ func (d *doctorRun) addressOf(ctx context.Context, address netip.AddrPort) docto
 	return a
 }
 
-// through measures at an address that answers. What fails on the way ends it, and stands where it belongs: in the handshake, or in a load
-// test.
+// through measures at an address that answers. What fails on the way ends it, and stands where it belongs: in
+// the handshake, or in a load test.
 func (d *doctorRun) through(ctx context.Context, address string) error {
 	m := &d.measured
 	fail := func(err error) error {
@@ -258,11 +258,13 @@ func onAll(f func(time.Duration) float64) float64 {
 	return sum
 }
 
-// packFor compresses a block that shrinks to about a half.
+// packFor compresses a block of words in no order, which is like text.
 func packFor(d time.Duration) float64 {
-	b := append([]byte(nil), ballast()[:DefaultBlockSize]...)
-	for i := range b {
-		b[i] = b[i]&15 + 'a'
+	const word, words = 8, 64
+	b := make([]byte, 0, DefaultBlockSize)
+	for _, r := range ballast()[:DefaultBlockSize/word] {
+		at := int(r) % words * word
+		b = append(b, ballast()[at:at+word]...)
 	}
 	p := wire.NewPacker()
 	began, n := time.Now(), 0

@@ -25,8 +25,8 @@ func graded(r DoctorReport, check, words string) doctor.Grade {
 	return ""
 }
 
-// TestDoctor: a node on this machine whose clock is an hour ahead and that has a second, dead address. What a slow machine may make
-// of the rest is not looked at.
+// TestDoctor: a node on this machine whose clock is an hour ahead and that has a second, dead address. What a
+// slow machine may make of the rest is not looked at.
 func TestDoctor(t *testing.T) {
 	addr := probeServer(t, func(o *ServerOptions) { o.clock = func() time.Time { return time.Now().Add(time.Hour) } })
 	_, port, _ := net.SplitHostPort(addr)
@@ -100,6 +100,38 @@ func TestOneLoadTest(t *testing.T) {
 		if l.Failure != nil || l.Bytes == 0 {
 			t.Errorf("direction %d: %+v", d, l)
 		}
+	}
+}
+
+// TestLoadTestWithoutEnd: who takes nothing of what he asked for, or never says that he is done, keeps the
+// node's one load test for seconds only.
+func TestLoadTestWithoutEnd(t *testing.T) {
+	addr := probeServer(t, nil)
+	r := reach{target: addr}
+	for _, d := range []wire.Direction{wire.LoadFrom, wire.LoadTo} {
+		nc, err := wire.Dial(t.Context(), addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := r.greet(t.Context(), nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.conn.Close(nil)
+		if err := c.conn.Send(&wire.Load{Direction: d, Millis: 100, Bytes: wire.MaxLoadBytes}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the next one has its turn", func() bool {
+			nc, err := wire.Dial(t.Context(), addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := r.greet(t.Context(), nc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return !busy(c.loadTest(t.Context(), wire.LoadFrom, time.Millisecond))
+		})
 	}
 }
 

@@ -70,8 +70,8 @@ const (
 	probeTripsEvery = 20 * time.Millisecond
 )
 
-// Probe goes through the handshake with a node, and looks at what it shows. The report is valid also with an error, which is an
-// *Error whose Kind tells the class apart as docs/DOCTOR.md says.
+// Probe goes through the handshake with a node, and looks at what it shows. The report is valid also with an
+// error, which is an *Error whose Kind tells the class apart as docs/DOCTOR.md says.
 func Probe(ctx context.Context, o ProbeOptions) (ProbeReport, error) {
 	began := time.Now()
 	if o.Timeout == 0 {
@@ -166,7 +166,8 @@ func (p *probe) first(ctx context.Context, addresses []netip.AddrPort) (*contact
 	return nil, refusal
 }
 
-// dialShare leaves the addresses behind this one their share of the time: one that drops packets must not use it up.
+// dialShare leaves the addresses behind this one their share of the time: one that drops packets must not use
+// it up.
 func dialShare(ctx context.Context, address string, left int) (net.Conn, error) {
 	if limit, ok := ctx.Deadline(); ok && left > 1 {
 		var cancel context.CancelFunc
@@ -181,8 +182,8 @@ var roleWords = map[wire.Role]string{0: "idle", wire.RolePrimary: "primary", wir
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// probeError is what a person and the exit code are told of a probe that failed. It is stricter than that of a session: another version,
-// or a node that refuses, was reached and needs no look at the network.
+// probeError is what a person and the exit code are told of a probe that failed. It is stricter than that of a
+// session: another version, or a node that refuses, was reached and needs no look at the network.
 func probeError(target string, err error) *Error {
 	if own, ok := errors.AsType[*Error](err); ok {
 		return own

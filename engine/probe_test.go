@@ -64,7 +64,7 @@ func TestProbe(t *testing.T) {
 // TestProbeSeesEveryVolume, also where they do not fit into one answer.
 func TestProbeSeesEveryVolume(t *testing.T) {
 	s := &server{volumes: map[string]*volume{}}
-	all := &pass{gate: newGate(nil, "", nil)}
+	everyVolume := (&pass{gate: newGate(nil, "", nil)}).sees
 	for i := range 2*wire.MaxVolumes + 3 {
 		name := fmt.Sprintf("v%04d", i)
 		s.volumes[name] = &volume{name: name, path: "/nowhere/at/all"}
@@ -72,7 +72,7 @@ func TestProbeSeesEveryVolume(t *testing.T) {
 	}
 	var seen []string
 	for {
-		m := s.surveyed(uint32(len(seen)), all)
+		m := s.surveyed(uint32(len(seen)), everyVolume)
 		if _, err := new(wire.Encoder).Append(nil, m); err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +86,14 @@ func TestProbeSeesEveryVolume(t *testing.T) {
 	if !slices.Equal(seen, s.names) {
 		t.Errorf("%d of %d volumes are seen", len(seen), len(s.names))
 	}
-	if m := s.surveyed(noVolumes, all); len(m.Volumes) != 0 || m.More {
+	only := func(name string) bool { return name == "v0007" || name == "v0200" }
+	if m := s.surveyed(0, only); len(m.Volumes) != 2 || m.More || m.Volumes[1].Name != "v0200" {
+		t.Errorf("a peer that was given two volumes sees %+v, more %v", m.Volumes, m.More)
+	}
+	if m := s.surveyed(1, only); len(m.Volumes) != 1 || m.More || m.Volumes[0].Name != "v0200" {
+		t.Errorf("from the second on: %+v, more %v", m.Volumes, m.More)
+	}
+	if m := s.surveyed(noVolumes, everyVolume); len(m.Volumes) != 0 || m.More {
 		t.Errorf("%d volumes where none was wanted", len(m.Volumes))
 	}
 }
@@ -257,7 +264,8 @@ func (g *shutter) start() {
 	})
 }
 
-// TestProbeBesideASession: a mirror that could not be reached again is told while its session stands, and so is that it can be.
+// TestProbeBesideASession: a mirror that could not be reached again is told while its session stands, and so is
+// that it can be.
 func TestProbeBesideASession(t *testing.T) {
 	p := newLivePair(t, 1, nil)
 	p.primary.stop()

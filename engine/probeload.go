@@ -16,8 +16,9 @@ const (
 	loadAsks     = 100 * time.Millisecond // between two round trips under load
 )
 
-// loadTest is the dialler's half of one load test, which has its contact for itself. Three goroutines: the reader, the one that pours
-// ballast where the direction is ours, and the caller, who asks and waits. run returns when the others have ended.
+// loadTest is the dialler's half of one load test, which has its contact for itself. Three goroutines: the
+// reader, the one that pours ballast where the direction is ours, and the caller, who asks and waits. run
+// returns when the others have ended.
 type loadTest struct {
 	*contact
 	load  wire.Load
@@ -226,8 +227,8 @@ const (
 	busyWait  = 500 * time.Millisecond
 )
 
-// besideLoad measures round trips on a connection of its own until ctx ends. What is under way then is waited for: the next load test wants
-// the connection in order.
+// besideLoad measures round trips on a connection of its own until ctx ends. What is under way then is waited
+// for: the next load test wants the connection in order.
 func besideLoad(ctx context.Context, c *contact) (trips []time.Duration, err error) {
 	tick := time.NewTicker(loadAsks)
 	defer tick.Stop()

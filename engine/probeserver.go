@@ -18,8 +18,8 @@ import (
 	"github.com/blkmirror/blkmirror/wire"
 )
 
-// The acceptor's half of a probe. The reader takes questions and throws ballast away; work, the one that sends, answers and
-// makes ballast. Neither touches a volume.
+// The acceptor's half of a probe. The reader takes questions and throws ballast away; work, the one that sends,
+// answers and makes ballast. Neither touches a volume.
 
 const (
 	probeLimit   = time.Minute            // of one probe: nobody keeps a connection by it
@@ -33,14 +33,15 @@ const (
 type probed struct {
 	*link
 	s       *server
-	pass    *pass // who asks
 	conn    *wire.Conn
+	sees    func(volume string) bool
 	surveys chan *wire.Survey // that are not answered
 	pours   chan *wire.Load   // towards the peer; at most one
 	poured  chan struct{}     // one token: the peer's load is all here
 	sink    atomic.Pointer[intake]
 	loading bool        // the reader's: this connection has its load test, or had it
 	holds   atomic.Bool // the node's one load test
+	late    *time.Timer // ends the probe where its load test has no end
 }
 
 // intake counts a load test towards us.
@@ -55,17 +56,26 @@ func (k *intake) loaded() *wire.Loaded {
 	return &wire.Loaded{Bytes: k.bytes.Load(), Nanos: uint64(k.last.Load())}
 }
 
-func (s *server) asProbed(ctx context.Context, conn *wire.Conn, pass *pass) error {
-	p := &probed{pass: pass, link: newLink(ctx, conn, new(Progress)), s: s, conn: conn, surveys: make(chan *wire.Survey, wire.MaxUnsurveyed),
+// asProbed answers a peer, of whose volumes it tells those that sees says yes to, and nothing of the others.
+func (s *server) asProbed(ctx context.Context, conn *wire.Conn, sees func(volume string) bool) error {
+	p := &probed{link: newLink(ctx, conn, new(Progress)), s: s, conn: conn, sees: sees, surveys: make(chan *wire.Survey, wire.MaxUnsurveyed),
 		pours: make(chan *wire.Load, 1), poured: make(chan struct{}, 1)}
 	p.doneByPeer = true
 	defer p.unload()
+	defer time.AfterFunc(probeLimit, func() { p.cancel(tooLong("probe", probeLimit)) }).Stop()
 	return p.run(p.handle, p.work)
 }
 
-// unload lets others have a load test. It is done before the last word of ours, so that who has heard that can have the next one.
+// tooLong ends a probe, also where a send is stuck in it: the link closes what does not end by itself.
+func tooLong(op string, limit time.Duration) error {
+	return &Error{Kind: KindState, Op: op, On: "this node", Err: fmt.Errorf("no end of it after %v", limit)}
+}
+
+// unload lets others have a load test. It is done before the last word of ours, so that who has heard that can
+// have the next one.
 func (p *probed) unload() {
 	if p.holds.CompareAndSwap(true, false) {
+		p.late.Stop()
 		p.s.loaded.Store(false)
 	}
 }
@@ -112,6 +122,8 @@ func (p *probed) begin(m *wire.Load) error {
 		return &Error{Kind: KindState, Op: "run load test", On: "this node", Err: errors.New("another one is under way"), code: wire.CodeBusy}
 	}
 	p.loading = true
+	limit := time.Duration(m.Millis)*time.Millisecond + loadGrace
+	p.late = time.AfterFunc(limit, func() { p.cancel(tooLong("run load test", limit)) })
 	p.holds.Store(true)
 	if m.Direction == wire.LoadTo {
 		p.sink.Store(&intake{load: m, began: time.Now()})
@@ -123,8 +135,6 @@ func (p *probed) begin(m *wire.Load) error {
 
 // work sends. It returns when the probe is over.
 func (p *probed) work() error {
-	over := time.NewTimer(probeLimit)
-	defer over.Stop()
 	tick := time.NewTicker(loadedEvery)
 	defer tick.Stop()
 	for {
@@ -132,10 +142,8 @@ func (p *probed) work() error {
 		select {
 		case <-p.ctx.Done():
 			return context.Cause(p.ctx)
-		case <-over.C:
-			return &Error{Kind: KindState, Op: "probe", On: "this node", Err: fmt.Errorf("it lasts longer than %v", probeLimit)}
 		case q := <-p.surveys:
-			m = p.s.surveyed(q.From, p.pass)
+			m = p.s.surveyed(q.From, p.sees)
 		case l := <-p.pours:
 			if err := p.pour(l); err != nil {
 				return err
@@ -152,9 +160,6 @@ func (p *probed) work() error {
 			if k == nil {
 				continue
 			}
-			if limit := time.Duration(k.load.Millis)*time.Millisecond + loadGrace; time.Since(k.began) > limit {
-				return &Error{Kind: KindState, Op: "run load test", On: "this node", Err: fmt.Errorf("no end of it after %v", limit)}
-			}
 			m = k.loaded()
 		}
 		if err := p.conn.Send(m); err != nil {
@@ -168,7 +173,7 @@ func (p *probed) pour(l *wire.Load) error {
 	stop := func() bool {
 		select {
 		case q := <-p.surveys:
-			return p.conn.Send(p.s.surveyed(q.From, p.pass)) != nil
+			return p.conn.Send(p.s.surveyed(q.From, p.sees)) != nil
 		default:
 			return p.ctx.Err() != nil
 		}
@@ -188,8 +193,9 @@ var ballast = sync.OnceValue(func() []byte {
 	return b
 })
 
-// pour sends ballast until the time of a Load or its bytes are over, or stop says so, and returns what is to be said then. A send carries
-// so much that it takes about a millisecond: a small frame waits for no more than that, on any way.
+// pour sends ballast until the time of a Load or its bytes are over, or stop says so, and returns what is to be
+// said then. A send carries so much that it takes about a millisecond: a small frame waits for no more than
+// that, on any way.
 func pour(conn *wire.Conn, l *wire.Load, stop func() bool) (*wire.Loaded, error) {
 	conn.Shallow()
 	before, _ := conn.Path()
@@ -221,11 +227,16 @@ func pour(conn *wire.Conn, l *wire.Load, stop func() bool) (*wire.Loaded, error)
 }
 
 // surveyed tells of this node what a peer may know, and of its volumes those that it was given.
-func (s *server) surveyed(from uint32, asks *pass) *wire.Surveyed {
+func (s *server) surveyed(from uint32, sees func(volume string) bool) *wire.Surveyed {
 	here := kernelSockets()
 	m := &wire.Surveyed{ReceiveMax: here.ReceiveMax, SendMax: here.SendMax, Congestion: here.Congestion,
 		HashSpeed: int64(hashSpeed()), CPUs: uint16(min(runtime.NumCPU(), math.MaxUint16)), Version: clip(s.Version, wire.MaxName)}
-	names := asks.sees(s.names)
+	var names []string // counted alone, so that no number tells of the others
+	for _, name := range s.names {
+		if from != noVolumes && sees(name) {
+			names = append(names, name)
+		}
+	}
 	if int64(from) < int64(len(names)) {
 		names = names[from:]
 		m.More = len(names) > wire.MaxVolumes

@@ -9,10 +9,11 @@ import (
 	"time"
 )
 
-// A session goes on for weeks under keys, names and firewall rules that would not let it come about again. So beside each
-// there is a probe every now and then, which finds that before the session falls.
+// A session goes on for weeks under keys, names and firewall rules that would not let it come about again. So
+// beside each there is a probe every now and then, which finds that before the session falls.
 
-// probeEvery is the time between two probes of a mirror, give or take a fifth: many mirrors are not probed in one moment.
+// probeEvery is the time between two probes of a mirror, give or take a fifth: many mirrors are not probed in
+// one moment.
 const probeEvery = 5 * time.Minute
 
 // ProbeStatus is the last probe beside the session that stands.
@@ -54,7 +55,8 @@ func (s *shipper) routineProbe(ctx context.Context) {
 	}
 }
 
-// takeProbe notes how a probe went, and logs a change. A mirror whose version has no probe answered as far as it can.
+// takeProbe notes how a probe went, and logs a change. A mirror whose version has no probe answered as far as
+// it can.
 func (s *shipper) takeProbe(session *shipSession, err error) {
 	if errors.Is(err, errNoProbe) {
 		err = nil
@@ -79,7 +81,8 @@ func (s *shipper) takeProbe(session *shipSession, err error) {
 	}
 }
 
-// probedLocked is what the last probe said of the session that stands; nil: nothing yet, or there is none. s.mu is held.
+// probedLocked is what the last probe said of the session that stands; nil: nothing yet, or there is none. s.mu
+// is held.
 func (s *shipper) probedLocked() *ProbeStatus {
 	if s.session == nil || s.session != s.probes.session {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
-// reach is the way of a probe to a node, in steps that can be told and timed apart: addresses, connect, greet. A session
-// takes the same steps (wire.Dial, greet).
+// reach is the way of a probe to a node, in steps that can be told and timed apart: addresses, connect, greet.
+// A session takes the same steps (wire.Dial, greet).
 type reach struct {
 	target   string         // HOST:PORT
 	volume   string         // that the peer is to be trusted with, as a mirror; "": with any, in any role

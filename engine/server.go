@@ -331,7 +331,7 @@ func (s *server) welcome(conn *wire.Conn, pass *pass) (*wire.Hello, *volume, err
 func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v *volume, pass *pass) {
 	peer := pass.addr
 	if hello.Role == wire.RoleProbe {
-		if err := s.asProbed(ctx, conn, pass); err != nil {
+		if err := s.asProbed(ctx, conn, pass.sees); err != nil {
 			s.log(fmt.Sprintf("%s: a probe ended: %v", peer, err))
 		}
 		return

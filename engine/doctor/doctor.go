@@ -1,5 +1,5 @@
-// Package doctor says what measurements of the way to another node mean (docs/DOCTOR.md). It is pure: Measured goes in, findings
-// come out, and every threshold stands here. The engine measures.
+// Package doctor says what measurements of the way to another node mean (docs/DOCTOR.md). It is pure: Measured
+// goes in, findings come out, and every threshold stands here. The engine measures.
 package doctor
 
 import (

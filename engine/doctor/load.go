@@ -118,7 +118,7 @@ func judgeMTU(m *Measured) []Finding {
 		if d.load.stalled() {
 			all = append(all, Finding{"mtu", Bad,
 				fmt.Sprintf("%s: nothing of the load came through, while %d small frames were answered: a black hole for large packets", d.name, len(d.load.Beside)),
-				"something drops large packets and tells nobody: lower the MTU of the interface (ip link set mtu 1280), clamp the MSS at the tunnel, or let ICMP through"})
+				"something drops large packets and tells nobody: lower the MTU of the interface (ip link set mtu 1280), clamp the MSS at the tunnel, let ICMP through, or let the kernel search (sysctl net.ipv4.tcp_mtu_probing=1)"})
 		}
 	}
 	p := m.Path
