@@ -27,7 +27,7 @@ with ok or with the class of what is wrong, and the exit code is
   0  a session would come about
   3  dns, refused, unreachable, timeout, reset, mtu, protocol (something else answers), integrity
   4  auth (not trusted), tls
-  7  version (another one, or one without probes), peer-stopped (it refuses: it stops or is busy)`,
+  7  version (another one, or one without probes), peer-stopped, refused by the node itself`,
 		UsageText: `
 blkmirror probe mirror.example:7417
 blkmirror probe --insecure --timeout 3s --json 127.0.0.1:7417`,

@@ -193,13 +193,14 @@ func probeError(target string, err error) *Error {
 	}
 	class := wire.Classify(err)
 	e := &Error{Kind: KindNetwork, Op: "probe", On: target, Err: err, Next: nextByClass[class]}
-	if remote, ok := errors.AsType[*wire.RemoteError](err); ok {
+	remote, said := errors.AsType[*wire.RemoteError](err)
+	if said {
 		e.Next = nextByCode[remote.Code]
 	}
-	switch class {
-	case wire.ClassAuth, wire.ClassTLS:
+	switch {
+	case class == wire.ClassAuth, class == wire.ClassTLS:
 		e.Kind = KindAuth
-	case wire.ClassVersion, wire.ClassPeerStopped:
+	case class == wire.ClassVersion, class == wire.ClassPeerStopped, class == wire.ClassRefused && said:
 		e.Kind = KindState
 	}
 	return e

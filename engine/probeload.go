@@ -183,7 +183,7 @@ func failureOf(err error) *doctor.Failure {
 
 // busy tells whether another load test is in the way, which ends soon.
 func busy(l *doctor.Load) bool {
-	return l.Failure != nil && l.Failure.Class == wire.ClassPeerStopped
+	return l.Failure != nil && l.Failure.Class == wire.ClassRefused // by a word of the peer: the connection stands
 }
 
 // loadWith tries until the node has time for a load test, and measures beside it.
