@@ -203,8 +203,8 @@ func TestProbeOfOthers(t *testing.T) {
 	}
 }
 
-// gate passes connections on, and can be shut: those that stand go on.
-type gate struct {
+// turnstile passes connections on, and can be shut: those that stand go on.
+type turnstile struct {
 	t    *testing.T
 	addr string
 	to   string
@@ -214,8 +214,8 @@ type gate struct {
 	open []net.Conn
 }
 
-func newGate(t *testing.T, to string) *gate {
-	g := &gate{t: t, addr: "127.0.0.1:0", to: to}
+func newTurnstile(t *testing.T, to string) *turnstile {
+	g := &turnstile{t: t, addr: "127.0.0.1:0", to: to}
 	g.start()
 	g.addr = g.l.Addr().String()
 	t.Cleanup(func() {
@@ -230,9 +230,9 @@ func newGate(t *testing.T, to string) *gate {
 	return g
 }
 
-func (g *gate) shut() { g.l.Close() }
+func (g *turnstile) shut() { g.l.Close() }
 
-func (g *gate) start() {
+func (g *turnstile) start() {
 	g.t.Helper()
 	var err error
 	if g.l, err = net.Listen("tcp", g.addr); err != nil {
@@ -268,7 +268,7 @@ func (g *gate) start() {
 func TestProbeBesideASession(t *testing.T) {
 	p := newLivePair(t, 1, nil)
 	p.primary.stop()
-	g := newGate(t, p.mirrors[0].listen)
+	g := newTurnstile(t, p.mirrors[0].listen)
 	p.primary.volume.Mirrors[0].Address = g.addr
 	p.primary.probe = 10 * time.Millisecond
 	p.primary.start()
