@@ -94,11 +94,16 @@ func (s *shaper) join(client, server net.Conn) {
 // piece of a stream; small, so that a slow way is smooth.
 const piece = 4 << 10
 
+// shaperSlack is how long a way that was idle, or woken late, may make up for it.
+const shaperSlack = 20 * time.Millisecond
+
 // pump passes on what comes, until either side ends. The queue is a channel of pieces.
 func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 	if w.rate > 0 { // what waits is to wait here, and not in the kernel
-		from.(*net.TCPConn).SetReadBuffer(4 * piece)
 		to.(*net.TCPConn).SetWriteBuffer(4 * piece)
+		if w.queue == 0 {
+			from.(*net.TCPConn).SetReadBuffer(4 * piece)
+		}
 	}
 	queue := make(chan []byte, w.queue/piece)
 	var writer sync.WaitGroup
@@ -107,7 +112,10 @@ func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 		for b := range queue {
 			if w.rate > 0 {
 				time.Sleep(time.Until(next))
-				next = time.Now().Add(time.Duration(len(b)) * time.Second / time.Duration(w.rate))
+				if late := time.Now().Add(-shaperSlack); next.Before(late) {
+					next = late
+				}
+				next = next.Add(time.Duration(len(b)) * time.Second / time.Duration(w.rate))
 			}
 			if _, err := to.Write(b); err != nil {
 				from.Close()

@@ -204,8 +204,8 @@ func TestProbeOfOthers(t *testing.T) {
 	}
 }
 
-// shutter passes connections on, and can be shut: those that stand go on.
-type shutter struct {
+// turnstile passes connections on, and can be shut: those that stand go on.
+type turnstile struct {
 	t    *testing.T
 	addr string
 	to   string
@@ -215,8 +215,8 @@ type shutter struct {
 	open []net.Conn
 }
 
-func newShutter(t *testing.T, to string) *shutter {
-	g := &shutter{t: t, addr: "127.0.0.1:0", to: to}
+func newTurnstile(t *testing.T, to string) *turnstile {
+	g := &turnstile{t: t, addr: "127.0.0.1:0", to: to}
 	g.start()
 	g.addr = g.l.Addr().String()
 	t.Cleanup(func() {
@@ -231,9 +231,9 @@ func newShutter(t *testing.T, to string) *shutter {
 	return g
 }
 
-func (g *shutter) shut() { g.l.Close() }
+func (g *turnstile) shut() { g.l.Close() }
 
-func (g *shutter) start() {
+func (g *turnstile) start() {
 	g.t.Helper()
 	var err error
 	if g.l, err = net.Listen("tcp", g.addr); err != nil {
@@ -269,7 +269,7 @@ func (g *shutter) start() {
 func TestProbeBesideASession(t *testing.T) {
 	p := newLivePair(t, 1, nil)
 	p.primary.stop()
-	g := newShutter(t, p.mirrors[0].listen)
+	g := newTurnstile(t, p.mirrors[0].listen)
 	p.primary.volume.Mirrors[0].Address = g.addr
 	p.primary.probe = 10 * time.Millisecond
 	p.primary.start()

@@ -19,6 +19,7 @@ const (
 	resentBad     = 0.05
 	manyResets    = 3 // disconnects a day
 	bytesEnough   = 1 << 20
+	fewSegments   = 64 << 10
 )
 
 // queueGrades are letters by how much a round trip grows under load.
@@ -59,7 +60,7 @@ func judgeQueue(m *Measured) []Finding {
 				continue
 			}
 			mid := quantile(s.samples, 0.5)
-			if swell := mid - idle; !any || swell > worst {
+			if swell := mid - idle - d.load.unavoidable(); !any || swell > worst {
 				worst, any = swell, true
 				evidence = fmt.Sprintf("the round trip goes from %s to %s %s, under load %s", short(idle), short(mid), s.where, d.name)
 			}
@@ -71,6 +72,12 @@ func judgeQueue(m *Measured) []Finding {
 	letter, grade := queueGrade(worst)
 	return one("queue", grade, fmt.Sprintf("grade %s: %s", letter, evidence),
 		"a queue on the way is too large (bufferbloat): a fair queue (fq_codel, cake) at the bottleneck, or a --rate below the line's, keeps it short")
+}
+
+// unavoidable is what a full window of a few segments at each end takes on a line of that speed: on a slow
+// one that is no short time, and no fault of a queue.
+func (l *Load) unavoidable() time.Duration {
+	return time.Duration(fewSegments / l.Speed() * float64(time.Second))
 }
 
 type direction struct {
