@@ -8,7 +8,7 @@ func TestPath(t *testing.T) {
 		a, _ := pair(t, network, ConnOptions{})
 		a.Shallow()
 		p, ok := a.Path()
-		if ok != (network == "tcp") {
+		if ok != (network == "tcp" || network == "tls") {
 			t.Errorf("%s: %+v, %v", network, p, ok)
 		}
 		if ok && (p.MTU <= 0 || p.SegmentSent <= 0 || p.Congestion == "") {
