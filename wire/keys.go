@@ -5,8 +5,8 @@ package wire
 type Keys interface {
 	// Next is what the peer has not acknowledged yet; nil: nothing.
 	Next() *KeyNext
-	// TakeNext keeps the peer's successor durably, or has it already; the Ack goes out when it has returned. An
-	// error ends the connection.
+	// TakeNext keeps the peer's successor durably, or has it already; the Ack goes out when it has returned. Without
+	// one, where it cannot be kept now, the peer says it again. An error ends the connection.
 	TakeNext(*KeyNext) (*KeyAck, error)
 	// TakeAck notes durably that the peer has a key of ours.
 	TakeAck(*KeyAck) error

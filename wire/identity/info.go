@@ -53,8 +53,10 @@ func (n *Node) Own() []KeyInfo {
 func (n *Node) Warnings() []string {
 	var texts []string
 	n.mu.Lock()
-	if n.broken != "" {
-		texts = append(texts, n.broken)
+	for _, text := range []string{n.broken, n.unkept} {
+		if text != "" {
+			texts = append(texts, text)
+		}
 	}
 	n.mu.Unlock()
 	broken, until := n.ca.state()

@@ -45,6 +45,7 @@ type Node struct {
 	changed bool                 // since the last Tick
 	ticked  time.Time            // the last Tick
 	broken  string               // why what is on disk now cannot be used
+	unkept  string               // why what peers said of their keys could not be kept; until something can
 	told    map[string]time.Time // what was logged, and when
 	// What connections have shown and the next Tick writes down, by the peer's name.
 	knows     map[string]ID
@@ -229,7 +230,13 @@ func (n *Node) update(wait time.Duration, change func(*files) error) error {
 			return fmt.Errorf("write %s: %w", n.path(trustFile), err)
 		}
 	}
-	return n.install(after)
+	if err := n.install(after); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.unkept = ""
+	n.mu.Unlock()
+	return nil
 }
 
 // install makes f what the node knows.

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -74,7 +75,7 @@ func (r *rollover) TakeAck(ack *wire.KeyAck) error {
 	if i <= own.index(knows) {
 		return nil // one that was repeated
 	}
-	return n.update(lockWait, func(f *files) error {
+	err := n.update(lockWait, func(f *files) error {
 		p := f.trust.byName(r.peer.Name)
 		if p == nil {
 			return fmt.Errorf("%w: peer %s was revoked", wire.ErrAuth, r.peer.Name)
@@ -85,9 +86,34 @@ func (r *rollover) TakeAck(ack *wire.KeyAck) error {
 		n.mu.Unlock()
 		return nil
 	})
+	if err = n.bear(err); err == nil && n.knownTo(r.peer.Name) != id {
+		n.mu.Lock()
+		n.knows[r.peer.Name] = id // the next Tick tries again
+		n.mu.Unlock()
+	}
+	return err
 }
 
-// TakeNext keeps the peer's successor durably, or has it already.
+// knownTo is knowsLocked.
+func (n *Node) knownTo(name string) ID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.knowsLocked(name)
+}
+
+// bear takes an error of an exchange of keys. A breach of the peer's ends the session; a folder that cannot be
+// read or written just now is this node's own matter: it is told, and the peer, who gets no answer, says it again.
+func (n *Node) bear(err error) error {
+	if err == nil || errors.Is(err, wire.ErrProtocol) || errors.Is(err, wire.ErrAuth) {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.unkept = "what peers say of their keys cannot be kept; it is tried again: " + err.Error()
+	return nil
+}
+
+// TakeNext keeps the peer's successor durably, or has it already. nil: it could not be kept now.
 func (r *rollover) TakeNext(m *wire.KeyNext) (*wire.KeyAck, error) {
 	n := r.node
 	if err := verify(m); err != nil {
@@ -106,11 +132,11 @@ func (r *rollover) TakeNext(m *wire.KeyNext) (*wire.KeyAck, error) {
 		refused, err = f.trust.take(n.now(), r.peer.Name, m)
 		return err
 	})
-	if err == nil {
-		err = refused
-	}
-	if err != nil {
-		return nil, err
+	switch {
+	case err != nil:
+		return nil, n.bear(err)
+	case refused != nil:
+		return nil, refused
 	}
 	return ack, nil
 }

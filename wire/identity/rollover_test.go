@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -453,4 +454,39 @@ func FuzzKeyNext(f *testing.F) {
 			t.Error("it is not kept")
 		}
 	})
+}
+
+// TestUnkept: a folder that cannot be used just now ends no session: nothing is answered, it is told, and what
+// the peer repeats is taken as soon as that can be kept.
+func TestUnkept(t *testing.T) {
+	clock := newClock()
+	a, b := newNode(t, clock), newNode(t, clock)
+	trustBoth(t, a, b)
+	s := join(t, a, b)
+	next, err := a.Rotate(days)
+	must(t, err)
+	own, theirs := b.path(ownFile), a.path(trustFile)
+	must(t, os.Chmod(own, 0o644))
+	ack, err := s.b.TakeNext(s.a.Next())
+	if ack != nil || err != nil {
+		t.Errorf("it cannot be kept: %v, %v", ack, err)
+	}
+	if b.Tick(); !b.logged("cannot be kept") || !strings.Contains(strings.Join(b.Warnings(), "\n"), "chmod 0600") {
+		t.Errorf("not told: %q", b.Warnings())
+	}
+	must(t, os.Chmod(own, 0o600))
+	if ack, err = s.b.TakeNext(s.a.Next()); err != nil || ack == nil || ID(ack.Key) != next.ID {
+		t.Fatalf("again: %v, %v", ack, err)
+	}
+	if b.Tick(); len(b.Warnings()) > 0 {
+		t.Errorf("it is kept, and there is %q", b.Warnings())
+	}
+	must(t, os.Chmod(theirs, 0o644))
+	if err := s.a.TakeAck(ack); err != nil || s.a.Next() != nil {
+		t.Errorf("an ack that cannot be kept: %v, %v is next", err, s.a.Next())
+	}
+	must(t, os.Chmod(theirs, 0o600))
+	if a.Tick(); len(a.Warnings()) > 0 || a.view().trust.byName("b").Knows != next.ID {
+		t.Errorf("the ack is not kept; %q", a.Warnings())
+	}
 }
