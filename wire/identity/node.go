@@ -195,7 +195,11 @@ func (n *Node) path(name string) string { return dir(n.options.Dir).path(name) }
 // update changes the files: under the lock it reads them, has change change what they say, and replaces those
 // that say something else then. Own keys come first: nothing else speaks of one that is not durable.
 func (n *Node) update(wait time.Duration, change func(*files) error) error {
-	n.writing.Lock()
+	if wait > tickLockWait {
+		n.writing.Lock()
+	} else if !n.writing.TryLock() { // whoever has it may wait for other processes for long
+		return ErrLocked
+	}
 	defer n.writing.Unlock()
 	unlock, err := n.folder.lock(wait)
 	if err != nil {
@@ -239,10 +243,25 @@ func (n *Node) update(wait time.Duration, change func(*files) error) error {
 	return nil
 }
 
+// installUnless is install, unless what the node knew is not what it knows any more: f was read without the lock,
+// and may be older. The next Tick looks again.
+func (n *Node) installUnless(old, f *files) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.files != old {
+		return nil
+	}
+	return n.installLocked(f)
+}
+
 // install makes f what the node knows.
 func (n *Node) install(f *files) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.installLocked(f)
+}
+
+func (n *Node) installLocked(f *files) error {
 	for _, k := range f.own {
 		if n.files != nil {
 			if i := n.files.own.index(k.id); i >= 0 {
@@ -304,7 +323,7 @@ func (n *Node) reload() {
 		err = fmt.Errorf("%w: a file is missing in %s", ErrDamaged, n.options.Dir)
 	}
 	if err == nil {
-		err = n.install(f)
+		err = n.installUnless(old, f)
 	}
 	if err != nil {
 		n.fault("the keys on disk cannot be used, those in memory go on to count: " + err.Error())

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"strings"
 	"testing"
@@ -202,5 +203,65 @@ func TestAhead(t *testing.T) {
 	}
 	if len(n.log) < 22 || len(n.log) > 27 || !n.logged("ends in 20 days") || !n.logged("ends today") || !n.logged("ended on") {
 		t.Errorf("%d texts: %q", len(n.log), n.log)
+	}
+}
+
+// overtaken is a folder in which something happens while it is read.
+type overtaken struct {
+	folder
+	during func() // once, behind the reading of trusted.json; nil: nothing
+}
+
+func (o *overtaken) read(name string) ([]byte, fs.FileMode, error) {
+	text, mode, err := o.folder.read(name)
+	if during := o.during; during != nil && name == trustFile {
+		o.during = nil
+		during()
+	}
+	return text, mode, err
+}
+
+// TestReloadOvertaken: what a Tick has read does not replace what was changed meanwhile: a revoked peer does not
+// come back for a second, and no key of our own goes.
+func TestReloadOvertaken(t *testing.T) {
+	clock := newClock()
+	other := newNode(t, clock) // another process
+	must(t, other.Trust("b", randomID().String(), nil))
+	d, err := openDir(other.options.Dir)
+	must(t, err)
+	disk := &overtaken{folder: d}
+	n, err := open(Options{Dir: other.options.Dir, Now: clock.now}, disk)
+	must(t, err)
+	must(t, other.Trust("c", randomID().String(), nil)) // there is something to be read
+	disk.during = func() {
+		disk.during = func() { // the second reading
+			must(t, n.Revoke("b"))
+			_, err := n.Rotate(days)
+			must(t, err)
+		}
+	}
+	n.Tick()
+	if disk.during != nil || n.view().trust.byName("b") != nil || len(n.Own()) != 2 {
+		t.Errorf("%d keys, and b is %+v", len(n.Own()), n.view().trust.byName("b"))
+	}
+	if n.Tick(); n.view().trust.byName("c") == nil || n.view().trust.byName("b") != nil {
+		t.Error("the next Tick does not know what is on disk")
+	}
+}
+
+// TestTickWaitsForNobody: a process that sits on the lock holds up who wants to write, not the look at the time.
+func TestTickWaitsForNobody(t *testing.T) {
+	clock := newClock()
+	n := newNode(t, clock)
+	must(t, n.Trust("b", randomID().String(), []Grant{{As: AsMirror, Until: clock.now().Add(days)}}))
+	n.Tick()
+	n.writing.Lock() // as update has it, while it waits for the folder
+	defer n.writing.Unlock()
+	n.mu.Lock()
+	n.knows["b"] = n.files.own[0].id // something to be written
+	n.mu.Unlock()
+	clock.pass(2 * days)
+	if !n.Tick() { // that it returns is half of the test
+		t.Error("the end of a right is not seen")
 	}
 }
