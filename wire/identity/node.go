@@ -335,11 +335,11 @@ func (n *Node) due() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now, f := n.now(), n.files
-	if _, due := f.own.due(now, n.options.Lifetime); due || len(f.own.expire(now)) < len(f.own) {
+	if _, due := f.own.due(now, n.options.Lifetime); due || !f.own.stretch(now, n.options.Grace).expire(now).equal(f.own) {
 		return true
 	}
 	return len(n.knows)+len(n.certUntil) > 0 || slices.ContainsFunc(f.trust.Peers, func(p *peer) bool {
-		return slices.ContainsFunc(p.Keys[:max(0, len(p.Keys)-1)], func(k peerKey) bool { return !k.live(now) })
+		return len(p.kept(now)) < len(p.Keys)
 	})
 }
 
@@ -351,7 +351,7 @@ func (n *Node) keep(f *files) (err error) {
 			return err
 		}
 	}
-	f.own = f.own.expire(now)
+	f.own = f.own.stretch(now, n.options.Grace).expire(now)
 	f.trust.expire(now)
 	n.mu.Lock()
 	defer n.mu.Unlock()

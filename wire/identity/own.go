@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -60,7 +61,8 @@ func (r ring) index(id ID) int {
 }
 
 // rotate has the current key's successor take over at the time given: it makes one where there is none. The
-// predecessor stays good for the grace behind that, and no shorter than it was told to be.
+// predecessor stays good for the grace behind that, and no shorter than it or one before it was told to be: where a
+// key were gone before its predecessor, nobody could tell a second successor of that from the first.
 func (r ring) rotate(now, at time.Time, grace time.Duration) (ring, error) {
 	at = stamp(at)
 	now = stamp(now)
@@ -75,10 +77,34 @@ func (r ring) rotate(now, at time.Time, grace time.Duration) (ring, error) {
 	} else {
 		out[last+1].from = at
 	}
-	if until := at.Add(grace); until.After(out[last].until) {
-		out[last].until = until
+	until := at.Add(grace)
+	for _, k := range out[:last+1] {
+		until = later(until, k.until)
 	}
+	out[last].until = until
 	return out[max(0, len(out)-maxOld-2):], nil
+}
+
+// stretch gives old keys the grace that the settings say, where a command, which does not know them, gave them less:
+// the one whose successor is current or will be.
+func (r ring) stretch(now time.Time, grace time.Duration) ring {
+	out := append(ring(nil), r...)
+	current := out.current(now)
+	for i := max(0, current-1); i <= current && i+1 < len(out); i++ {
+		out[i].until = later(out[i].until, stamp(out[i+1].from.Add(grace)))
+	}
+	return out
+}
+
+func (r ring) equal(other ring) bool {
+	return slices.EqualFunc(r, other, func(a, b ownKey) bool { return a.id == b.id && a.from.Equal(b.from) && a.until.Equal(b.until) })
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // due tells whether the next key is to be made, and when it takes over: at the end of the lifetime, and not

@@ -301,18 +301,25 @@ func (t *trust) remove(now time.Time, name string) error {
 	return nil
 }
 
-// expire drops keys that are no longer good. The last one stays, so that a refusal can say what it was.
+// expire drops keys that are no longer good.
 func (t *trust) expire(now time.Time) {
 	for _, p := range t.Peers {
-		last := len(p.Keys) - 1
-		kept := p.Keys[:0:0]
-		for i, k := range p.Keys {
-			if i == last || k.live(now) {
-				kept = append(kept, k)
-			}
-		}
-		p.Keys = kept
+		p.Keys = p.kept(now)
 	}
+}
+
+// kept are the keys that are remembered: those that are good, the successor of one that is, so that it has no
+// second one, and the last, so that a refusal can say what it was.
+func (p *peer) kept(now time.Time) []peerKey {
+	last := len(p.Keys) - 1
+	kept := p.Keys[:0:0]
+	for i, k := range p.Keys {
+		before := p.key(k.After)
+		if i == last || k.live(now) || before != nil && before.live(now) {
+			kept = append(kept, k)
+		}
+	}
+	return kept
 }
 
 func day(t time.Time) string    { return t.UTC().Format(time.DateOnly) }
