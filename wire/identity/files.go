@@ -119,9 +119,29 @@ func (d dir) create(name string, content []byte) error {
 	}
 	err = f.Chmod(0o600) // one that was left by a power cut, or a umask that takes the owner's rights
 	if err == nil {
+		err = d.give(f)
+	}
+	if err == nil {
 		_, err = f.Write(content)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// give makes a file that root has made the folder's owner's: a command that was said with sudo must not lock the
+// daemon out of its own keys.
+func (d dir) give(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(string(d))
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 func (d dir) sync(name string) error { return syncPath(d.path(name)) }
@@ -142,6 +162,10 @@ func syncPath(path string) error {
 func (d dir) lock(wait time.Duration) (unlock func(), err error) {
 	f, err := os.OpenFile(d.path(lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
+		return nil, fmt.Errorf("lock the folder of the keys: %w", err)
+	}
+	if err := d.give(f); err != nil {
+		f.Close()
 		return nil, fmt.Errorf("lock the folder of the keys: %w", err)
 	}
 	for deadline := time.Now().Add(wait); ; time.Sleep(lockRetry) {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -392,4 +393,25 @@ func TestLocked(t *testing.T) {
 	unlock, err = d.lock(0)
 	must(t, err)
 	unlock()
+}
+
+// TestSudo: what root changes stays the owner's of the folder.
+func TestSudo(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	const somebody = 12345
+	path := filepath.Join(t.TempDir(), "keys")
+	must(t, os.Mkdir(path, 0o700))
+	must(t, os.Chown(path, somebody, somebody))
+	n, err := Open(Options{Dir: path})
+	must(t, err)
+	must(t, n.Trust("b", randomID().String(), nil))
+	for _, name := range []string{ownFile, trustFile, lockFile} {
+		info, err := os.Stat(n.path(name))
+		must(t, err)
+		if s := info.Sys().(*syscall.Stat_t); s.Uid != somebody || s.Gid != somebody || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s is %d:%d's, mode %#o", name, s.Uid, s.Gid, info.Mode().Perm())
+		}
+	}
 }
