@@ -199,7 +199,7 @@ func alike(values []float64) float64 {
 func (e *Disconnect) text() string {
 	what := map[string]string{"primary": "mirror ", "mirror": "primary ", "source": "target ", "target": "source "}[e.Role]
 	text := strings.TrimSpace(what+e.Peer) + " (" + e.Address + ")"
-	if e.Role == "acceptor" {
+	if e.Role == roleAcceptor && e.Peer == "" {
 		text = e.Address
 	}
 	if e.Volume != "" {

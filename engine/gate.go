@@ -18,7 +18,8 @@ import (
 type gate struct {
 	id       *identity.Node // nil: --insecure
 	stateDir string         // named to a person who is to trust somebody
-	log      func(string)
+	// What trusted peers can cause as often as they like.
+	twins, refusals murmur
 
 	mu       sync.Mutex
 	standing map[*pass]struct{}
@@ -29,7 +30,7 @@ type gate struct {
 type seat struct{ volume, mirror string }
 
 func newGate(id *identity.Node, stateDir string, log func(string)) *gate {
-	return &gate{id: id, stateDir: stateDir, log: log, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}}
+	return &gate{id: id, stateDir: stateDir, twins: murmur{log: log}, refusals: murmur{log: log}, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}}
 }
 
 // asOf is what a peer that has this role in a session is to the volume.
@@ -102,6 +103,7 @@ func (g *gate) explain(err error, addr, volume string, as identity.As, here bool
 type pass struct {
 	gate   *gate
 	peer   identity.Peer // once it stands: under gate.mu
+	name   string        // its
 	addr   string
 	end    context.CancelCauseFunc
 	volume string
@@ -111,7 +113,7 @@ type pass struct {
 
 // pass makes the place of a connection, which enter takes. The context ends when the peer must go.
 func (g *gate) pass(ctx context.Context, peer identity.Peer, addr string) (context.Context, *pass) {
-	p := &pass{gate: g, peer: peer, addr: addr}
+	p := &pass{gate: g, peer: peer, name: peer.Name, addr: addr}
 	ctx, p.end = context.WithCancelCause(ctx)
 	return ctx, p
 }
@@ -132,13 +134,13 @@ func (p *pass) enter(volume string, as identity.As, node wire.Hash) error {
 	}
 	g.mu.Unlock()
 	if other != nil {
-		g.log(fmt.Sprintf("ALARM: two nodes claim one identity: %s is connected from %s, and another node under its key came from %s and is refused; one of them has a copy of the other's state directory",
+		g.twins.say(fmt.Sprintf("ALARM: two nodes claim one identity: %s is connected from %s, and another node under its key came from %s and is refused; one of them has a copy of the other's state directory",
 			peer.Name, other.addr, p.addr))
 		return p.refusal(errors.New("another node with this identity is connected"))
 	}
 	// Behind the entry in standing: a change of trust from here on finds it there.
 	if err := g.id.May(peer, volume, as); err != nil {
-		g.log(fmt.Sprintf("%s: %v", p.addr, err))
+		g.refusals.say(fmt.Sprintf("%s: %v", p.addr, err))
 		return p.refusal(errors.New("nothing may be done with this volume in this role"))
 	}
 	return nil

@@ -299,3 +299,58 @@ func TestKeysFlood(t *testing.T) {
 		t.Errorf("the session was disturbed: reconnects %d, %+v", m.Reconnects, m.LastDisconnect)
 	}
 }
+
+// What a trusted peer may not do and does all the same fills neither log nor history, and stands there under its name.
+func TestKeysInsistence(t *testing.T) {
+	dir := t.TempDir()
+	own, peer, second := newIdentity(t, filepath.Join(dir, "own")), newIdentity(t, filepath.Join(dir, "peer")), newIdentity(t, filepath.Join(dir, "second"))
+	var lines sync.Mutex
+	var log []string
+	addr := probeServer(t, func(o *ServerOptions) {
+		o.Insecure, o.Identity = false, own
+		o.Log = func(text string) {
+			lines.Lock()
+			defer lines.Unlock()
+			log = append(log, text)
+		}
+	})
+	for name, n := range map[string]*identity.Node{"peer": peer, "second": second} {
+		trusts(t, own, name, n, identity.Grant{Volume: "two", As: identity.AsMirror})
+		trusts(t, n, "m", own)
+	}
+	began := time.Now()
+	for i := range 60 {
+		n := peer
+		if i%2 == 1 {
+			n = second
+		}
+		conn, err := dialAs(t, n, addr, &wire.Hello{Role: wire.RolePrimary, Volume: "one", Node: wire.Hash{1}})
+		if wire.Classify(err) != wire.ClassAuth {
+			t.Fatal(err)
+		}
+		conn.Close(nil)
+	}
+	most := 2 + int(time.Since(began)/time.Second) // a line a second
+	eventually(t, "both are in the log", func() bool {
+		lines.Lock()
+		defer lines.Unlock()
+		all := strings.Join(log, "\n")
+		return strings.Contains(all, "peer (") && strings.Contains(all, "second (")
+	})
+	lines.Lock()
+	defer lines.Unlock()
+	refused, noted := 0, map[string]int{}
+	for _, text := range log {
+		if strings.Contains(text, "has no right to") {
+			refused++
+		}
+		for _, name := range []string{"peer (", "second ("} {
+			if strings.HasPrefix(text, name) && strings.Contains(text, "no session: auth") {
+				noted[name]++
+			}
+		}
+	}
+	if refused < 1 || refused > most || noted["peer ("] != 1 || noted["second ("] != 1 {
+		t.Errorf("%d refusals, at most %d; notes %v; %q", refused, most, noted, log)
+	}
+}

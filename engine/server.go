@@ -61,6 +61,7 @@ type server struct {
 	gate                 *gate
 	lobby                lobby
 	strangers, untrusted murmur
+	probes               murmur      // that did not end well
 	loaded               atomic.Bool // a load test is under way
 }
 
@@ -69,7 +70,7 @@ type server struct {
 func Serve(ctx context.Context, o ServerOptions) error {
 	s := &server{ServerOptions: o, volumes: make(map[string]*volume), tokens: make(chan struct{}, maxConnections), listening: make(chan struct{})}
 	s.gate = newGate(o.Identity, o.StateDir, s.log)
-	s.strangers.log, s.untrusted.log = s.log, s.log
+	s.strangers.log, s.untrusted.log, s.probes.log = s.log, s.log, s.log
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -268,7 +269,7 @@ func (s *server) session(ctx context.Context, nc net.Conn, who identity.Peer, le
 	if err != nil {
 		refuse(conn, err)
 	}
-	about := Disconnect{Role: roleAcceptor, Address: peer}
+	about := Disconnect{Role: roleAcceptor, Peer: who.Name, Address: peer}
 	if err == nil && hello.Role == wire.RoleMirror {
 		about.Volume = v.name
 		if err = s.hearKnock(conn, hello, v); err != nil {
@@ -332,12 +333,12 @@ func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v
 	peer := pass.addr
 	if hello.Role == wire.RoleProbe {
 		if err := s.asProbed(ctx, conn, pass.sees); err != nil {
-			s.log(fmt.Sprintf("%s: a probe ended: %v", peer, err))
+			s.probes.say(fmt.Sprintf("%s: a probe ended: %v", peer, err))
 		}
 		return
 	}
 	warn := func(text string) { s.log(fmt.Sprintf("%s: volume %s: %s", peer, v.name, text)) }
-	about := Disconnect{Role: roleAcceptor, Volume: v.name, Address: peer}
+	about := Disconnect{Role: roleAcceptor, Volume: v.name, Peer: pass.name, Address: peer}
 	var opened bool
 	var err error
 	live := &liveSession{peer: peer, start: time.Now(), role: "source"}
