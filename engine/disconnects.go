@@ -39,11 +39,12 @@ type parting struct {
 	established    bool          // as a session
 	age, quiet     time.Duration // of the connection, and since the last byte from the peer
 	sent, received int64
+	rtt            time.Duration // 0: not measured
 }
 
 // partingOf looks at a connection that has ended.
 func partingOf(conn Conn, established bool, err error) parting {
-	p := parting{err: err, established: established, sent: conn.Sent(), received: conn.Received()}
+	p := parting{err: err, established: established, sent: conn.Sent(), received: conn.Received(), rtt: conn.RTT()}
 	if c, ok := conn.(interface {
 		Lifetime() (age, quiet time.Duration)
 	}); ok {

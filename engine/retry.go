@@ -14,6 +14,7 @@ import (
 type retry struct {
 	pause   time.Duration // the last; 0: none
 	awaited time.Time     // until then a peer is awaited that said it stops
+	rtt     time.Duration // of the last session; 0: not known
 }
 
 const (
@@ -23,14 +24,15 @@ const (
 	retrySlow  = backoffMax
 	stoppedTry = time.Second
 	// An attempt towards a peer that was stopped: it may come back elsewhere under its name, so none waits long
-	// for an address where nobody is any more.
+	// for an address where nobody is any more. On a path on which that is no more than a few round trips, those.
 	stoppedLimit = 3 * time.Second
+	stoppedTrips = 6
 )
 
 // limit bounds an attempt's connecting.
 func (r *retry) limit(now time.Time) time.Duration {
 	if now.Before(r.awaited) {
-		return stoppedLimit
+		return min(max(stoppedLimit, stoppedTrips*r.rtt), wire.HandshakeTimeout)
 	}
 	return wire.HandshakeTimeout
 }
@@ -39,6 +41,9 @@ func (r *retry) limit(now time.Time) time.Duration {
 func (r *retry) next(p parting, began, now time.Time) time.Time {
 	if p.established {
 		began = now
+		if p.rtt > 0 {
+			r.rtt = p.rtt
+		}
 	}
 	if remote, ok := errors.AsType[*wire.RemoteError](p.err); ok && remote.Code == wire.CodeStopped {
 		r.pause, r.awaited = backoffFirst, now.Add(awaited)

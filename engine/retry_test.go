@@ -109,3 +109,18 @@ func TestRetryStopped(t *testing.T) {
 		t.Error("a peer that is back is still awaited")
 	}
 }
+
+// TestRetryStoppedFarAway: on a path of seconds a connection needs them, also with a peer that was stopped.
+func TestRetryStoppedFarAway(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for rtt, want := range map[time.Duration]time.Duration{
+		0: stoppedLimit, 20 * time.Millisecond: stoppedLimit, time.Second: 6 * time.Second, time.Hour: wire.HandshakeTimeout,
+	} {
+		var r retry
+		r.next(parting{err: &wire.RemoteError{Code: wire.CodeStopped}, established: true, age: time.Hour, rtt: rtt}, now, now)
+		r.next(parting{err: wire.ErrHandshakeTimeout}, now, now)
+		if got := r.limit(now); got != want {
+			t.Errorf("behind a round trip of %v an attempt may take %v, want %v", rtt, got, want)
+		}
+	}
+}
