@@ -20,11 +20,16 @@ const (
 	strangersEvery   = time.Second
 )
 
+// maxProven addresses are remembered from which trusted peers came: for them there is room when strangers, at a handful
+// of addresses, hold all of it.
+const maxProven = 256
+
 // lobby counts the handshakes that are under way.
 type lobby struct {
-	mu    sync.Mutex
-	count int
-	from  map[netip.Addr]int
+	mu     sync.Mutex
+	count  int // of addresses that were not proven
+	from   map[netip.Addr]int
+	proven map[netip.Addr]bool
 }
 
 // enter begins a handshake, if there is room for it.
@@ -32,22 +37,43 @@ func (d *lobby) enter(nc net.Conn) (leave func(), ok bool) {
 	from := origin(nc)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.count >= maxHandshakes || d.from[from] >= maxHandshakesOne {
+	counts := 1
+	if d.proven[from] {
+		counts = 0
+	}
+	if d.count+counts > maxHandshakes || d.from[from] >= maxHandshakesOne {
 		return nil, false
 	}
 	if d.from == nil {
 		d.from = map[netip.Addr]int{}
 	}
-	d.count++
+	d.count += counts
 	d.from[from]++
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.count--
+		d.count -= counts
 		if d.from[from]--; d.from[from] == 0 {
 			delete(d.from, from)
 		}
 	}, true
+}
+
+// prove remembers that a trusted peer came from there.
+func (d *lobby) prove(nc net.Conn) {
+	from := origin(nc)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.proven == nil {
+		d.proven = map[netip.Addr]bool{}
+	}
+	for old := range d.proven {
+		if len(d.proven) < maxProven || d.proven[from] {
+			break
+		}
+		delete(d.proven, old) // any
+	}
+	d.proven[from] = true
 }
 
 // origin is the address that a connection comes from; with IPv6 its /64, of which everybody has as many addresses
@@ -86,6 +112,7 @@ func (s *server) receive(ctx context.Context, nc net.Conn) {
 		leave()
 		switch class := wire.Classify(err); {
 		case err == nil:
+			s.lobby.prove(nc)
 			s.begin(ctx, secure, peer, time.Until(limit))
 		case ctx.Err() != nil:
 		case class == wire.ClassAuth:
