@@ -85,6 +85,8 @@ type Conn struct {
 		established      atomic.Bool
 		wake             chan struct{} // one token: something is due
 		pingDue          atomic.Bool
+		// Of pings, as in Ping.Sent: the last that was written, and the last that was answered.
+		asked, answered atomic.Int64
 
 		sync.Mutex
 		pongDue bool

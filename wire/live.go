@@ -10,7 +10,9 @@ import (
 
 // Liveness is progress: a byte that came, or that the peer's kernel took, proves life, however long a
 // frame takes. Our own pings prove nothing, also where a kernel still acknowledges them for a program
-// that is stopped; the pongs that they bring do. Two goroutines see to it:
+// that is stopped; the pongs that they bring do. And once a ping is with that kernel and not answered, the
+// rest that it takes proves no more than the ping: it may be the kernel of a proxy, with nobody behind it.
+// Two goroutines see to it:
 //
 //	routineWatch    looks at the counters, decides what is due, and ends the connection; never waits
 //	routineControl  writes pings and pongs; may wait behind one long write, with no harm to the two
@@ -42,6 +44,10 @@ func (c *Conn) dead() time.Duration {
 	return max(c.options.DeadAfter, 4*c.RTT(), most)
 }
 
+// deaf is how many times dead a peer may answer nothing that has reached it, where other bytes of it still come.
+// Its own silence is what counts for dead; here it lives, and what it did not get may stand in a long queue.
+const deaf = 3
+
 // owePong notes that a Ping is to be answered. Where several are, the last one is enough.
 func (c *Conn) owePong(m *Ping) {
 	c.live.Lock()
@@ -57,6 +63,7 @@ func (c *Conn) takePong(m *Pong) {
 	if m.Sent < 0 || took <= 0 {
 		return
 	}
+	c.live.answered.Store(max(m.Sent, c.live.answered.Load()))
 	if f := c.flow.Load(); f != nil {
 		f.ponged(time.Duration(m.Sent), took)
 	}
@@ -105,7 +112,10 @@ func (c *Conn) routineControl() {
 			err = c.sendControl(&pong)
 		}
 		if err == nil && c.live.pingDue.Swap(false) {
-			err = c.sendControl(&Ping{Sent: int64(time.Since(c.began))})
+			ping := Ping{Sent: int64(time.Since(c.began))}
+			if err = c.sendControl(&ping); err == nil {
+				c.live.asked.Store(ping.Sent)
+			}
 		}
 		if err != nil {
 			return // the connection has ended
@@ -118,7 +128,7 @@ func (c *Conn) routineWatch() {
 	tick := max(min(c.options.PingEvery, c.options.DeadAfter, c.options.HandshakeTimeout)/4, time.Millisecond)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	w := watch{conn: c, acked: ackedBytes(c.nc)}
+	w := watch{conn: c, kernel: kernelOf(c.nc), records: c.records}
 	w.interruptible = !wrapped(c.nc)
 	last := time.Now()
 	for {
@@ -140,39 +150,40 @@ func (c *Conn) routineWatch() {
 
 // watch is what routineWatch knows. All durations count from when the thing last happened.
 type watch struct {
-	conn          *Conn
-	acked         func() (int64, bool)
+	conn *Conn
+	// kernel tells how many bytes the peer's kernel has acknowledged, and how many of ours it has not; false
+	// where that cannot be told.
+	kernel func() (acked, queued int64, ok bool)
+	// records tells how many bytes of records the peer has answered, and how many it has not.
+	records       func() (answered, outstanding int64)
 	interruptible bool
 
 	age       time.Duration // of the connection
 	sent      int64         // as seen last
 	received  int64
 	delivered int64         // the most that was seen
+	answered  int64         // of records
 	sentIdle  time.Duration // nothing sent
 	recvIdle  time.Duration // nothing received
 	silent    time.Duration // nothing moved, and somebody waits for it
+	deaf      time.Duration // nothing that has reached the peer's kernel was answered
 	pinged    time.Duration // the last ping
+
+	ping struct { // the first that is not answered
+		asked   int64 // as in Ping.Sent; 0: there is none
+		end     int64 // where in the stream it ends, as the kernel counts
+		arrived bool  // the kernel over there had it at the last look
+	}
 }
 
 // look takes one look, elapsed after the one before. An error is the end of the connection.
 func (w *watch) look(elapsed time.Duration) error {
 	c := w.conn
 	w.age += elapsed
-	w.sentIdle += elapsed
-	w.recvIdle += elapsed
 	w.pinged += elapsed
-	w.silent += elapsed
-	if n := c.sent.Load(); n != w.sent {
-		w.sent, w.sentIdle = n, 0
-	}
-	if n := c.received.Load(); n != w.received {
-		w.received, w.recvIdle, w.silent = n, 0, 0
-	}
-	if n := w.deliveredNow(); n > w.delivered {
-		w.delivered, w.silent = n, 0
-	}
-	writing := c.live.writing.Load()
-	if !writing && !c.live.reading.Load() {
+	writing, reading := c.live.writing.Load(), c.live.reading.Load()
+	w.compare(elapsed, reading)
+	if !writing && !reading {
 		w.silent = 0 // nobody waits for the peer: this side is busy, and does not even read
 	}
 
@@ -187,8 +198,13 @@ func (w *watch) look(elapsed time.Duration) error {
 		c.live.pingDue.Store(true)
 		c.wakeControl()
 	}
-	if dead := c.dead(); w.silent >= dead {
+	switch dead := c.dead(); {
+	case w.silent >= dead && w.ping.arrived:
+		return fmt.Errorf("%w: nothing came in %v, though a kernel over there takes what is sent", ErrSilent, dead.Round(time.Millisecond))
+	case w.silent >= dead:
 		return fmt.Errorf("%w: nothing moved in %v", ErrSilent, dead.Round(time.Millisecond))
+	case w.deaf >= deaf*dead:
+		return fmt.Errorf("%w: bytes come, but in %v no answer to any of ours", ErrSilent, (deaf * dead).Round(time.Millisecond))
 	}
 	if writing && w.interruptible {
 		// The writer adds up what the kernel took so far and goes on. Where it has just finished, the
@@ -198,14 +214,61 @@ func (w *watch) look(elapsed time.Duration) error {
 	return nil
 }
 
-// deliveredNow counts bytes that the peer's kernel acknowledged, or, where that cannot be told, that our
-// own took; without our pings and pongs.
-func (w *watch) deliveredNow() int64 {
-	n, ok := w.acked()
-	if !ok {
-		n = w.sent
+// compare holds all counters against those of the look before. Only who reads can hear an answer: while this side does
+// not, nothing is held against the peer that it takes bytes but does not answer.
+func (w *watch) compare(elapsed time.Duration, reading bool) {
+	c := w.conn
+	w.sentIdle += elapsed
+	w.recvIdle += elapsed
+	w.silent += elapsed
+	if n := c.sent.Load(); n != w.sent {
+		w.sent, w.sentIdle = n, 0
 	}
-	return n - w.conn.control.Load()
+	if n := c.received.Load(); n != w.received {
+		w.received, w.recvIdle, w.silent = n, 0, 0
+	}
+	acked, queued, known := w.kernel()
+	if !known {
+		acked = w.sent
+	}
+	// Our own pings and pongs are no progress.
+	if n := acked - c.control.Load(); n > w.delivered {
+		w.delivered = n
+		if !w.ping.arrived || !reading {
+			w.silent = 0
+		}
+	}
+	w.follow(acked, queued, known)
+
+	answered, outstanding := w.records()
+	switch {
+	case !w.ping.arrived || outstanding == 0 || answered != w.answered:
+		w.deaf = 0
+	case reading:
+		w.deaf += elapsed
+	}
+	w.answered = answered
+}
+
+// follow sees how far the first ping has come that is not answered. Where it ends in the stream can be told only now, so that
+// what was sent since then counts with it: rather too late than too early.
+func (w *watch) follow(acked, queued int64, known bool) {
+	p, answered := &w.ping, w.conn.live.answered.Load()
+	if p.asked <= answered {
+		p.asked = 0
+		if last := w.conn.live.asked.Load(); last > answered {
+			p.asked, p.end = last, acked+queued
+		}
+	}
+	p.arrived = known && p.asked > 0 && acked >= p.end
+}
+
+// records is what a sender in bulk knows of the peer's answers; without one there are none.
+func (c *Conn) records() (answered, outstanding int64) {
+	if f := c.flow.Load(); f != nil {
+		return f.window.answered()
+	}
+	return 0, 0
 }
 
 // wrapped tells whether nc is a layer over another connection, as TLS is: such a layer does not survive
@@ -215,20 +278,22 @@ func wrapped(nc net.Conn) bool {
 	return ok
 }
 
-// ackedBytes returns a function that asks the kernel how many bytes the peer's kernel has acknowledged,
-// false where nc runs over no TCP connection.
-func ackedBytes(nc net.Conn) func() (int64, bool) {
+// kernelOf is watch.kernel for nc. What is queued is asked second: a byte that is acknowledged in between is left out of the
+// sum, and makes it neither longer than the stream nor much shorter.
+func kernelOf(nc net.Conn) func() (acked, queued int64, ok bool) {
 	raw := socketOf(nc)
 	if raw == nil {
-		return func() (int64, bool) { return 0, false }
+		return func() (acked, queued int64, ok bool) { return 0, 0, false }
 	}
-	return func() (n int64, ok bool) {
-		_ = raw.Control(func(fd uintptr) {
+	return func() (acked, queued int64, ok bool) {
+		_ = raw.Control(func(fd uintptr) { // it fails where the connection was closed
 			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-			if err == nil {
-				n, ok = int64(info.Bytes_acked), true
+			if err != nil {
+				return
 			}
+			n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+			acked, queued, ok = int64(info.Bytes_acked), int64(n), err == nil
 		})
-		return n, ok
+		return acked, queued, ok
 	}
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -16,34 +17,38 @@ var brisk = ConnOptions{PingEvery: 10 * time.Millisecond, DeadAfter: 100 * time.
 func TestSilentPeer(t *testing.T) {
 	for _, network := range networks {
 		for _, reads := range []bool{true, false} {
-			x, y := ends(t, network)
-			conn := NewConn(x, brisk)
-			conn.Established()
-			if reads {
-				go io.Copy(io.Discard, y) // ends with the connection
-			}
-			writer := make(chan error, 1)
-			if !reads {
-				go func() {
-					for {
-						if err := conn.Send(block(1, 0, MaxBlock, 0)); err != nil {
-							writer <- err
-							return
-						}
-					}
-				}()
-			}
-			_, err := conn.Next()
-			if !errors.Is(err, ErrSilent) || Classify(err) != ClassTimeout {
-				t.Errorf("%s, peer reads %v: reader got %v", network, reads, err)
-			}
-			if !reads {
-				if err := <-writer; !errors.Is(err, ErrSilent) {
-					t.Errorf("%s: writer got %v", network, err)
+			t.Run(fmt.Sprintf("%s, reads %v", network, reads), func(t *testing.T) {
+				t.Parallel() // each waits a moment for a peer that does not close
+				x, y := ends(t, network)
+				silentPeer(t, x, y, reads)
+			})
+		}
+	}
+}
+
+func silentPeer(t *testing.T, x, y net.Conn, reads bool) {
+	conn := NewConn(x, brisk)
+	defer conn.Close(nil)
+	conn.Established()
+	writer := make(chan error, 1)
+	if reads {
+		go io.Copy(io.Discard, y) // ends with the connection
+		writer <- ErrSilent
+	} else {
+		go func() {
+			for {
+				if err := conn.Send(block(1, 0, MaxBlock, 0)); err != nil {
+					writer <- err
+					return
 				}
 			}
-			conn.Close(nil)
-		}
+		}()
+	}
+	if _, err := conn.Next(); !errors.Is(err, ErrSilent) || Classify(err) != ClassTimeout {
+		t.Errorf("reader got %v", err)
+	}
+	if err := <-writer; !errors.Is(err, ErrSilent) {
+		t.Errorf("writer got %v", err)
 	}
 }
 
@@ -72,19 +77,16 @@ func TestSlowWrite(t *testing.T) {
 			o := ConnOptions{PingEvery: 50 * time.Millisecond, DeadAfter: 500 * time.Millisecond}
 			conn := NewConn(x, o)
 			defer conn.Close(nil)
-			conn.Established()
 			go conn.Next() // ends with the connection
-			sent := make(chan error, 1)
 			const frames = 24
-			go func() {
-				for i := range frames {
-					if err := conn.Send(block(uint64(i), 0, MaxBlock, 0)); err != nil {
-						sent <- err
-						return
-					}
-				}
-				sent <- nil
-			}()
+			whole := make([]Message, frames)
+			for i := range whole {
+				whole[i] = block(uint64(i), 0, MaxBlock, 0)
+			}
+			sent := make(chan error, 1)
+			go func() { sent <- conn.Send(whole...) }()
+			waitBlocked(conn)
+			conn.Established() // all pings wait behind it
 			// A sip every 20 ms takes the peer several times DeadAfter.
 			total, sip := 0, make([]byte, 384<<10)
 			for total < frames*MaxBlock {
@@ -108,15 +110,14 @@ func TestSlowWrite(t *testing.T) {
 
 // TestBusyHere: while this side does not read, the peer is not called dead.
 func TestBusyHere(t *testing.T) {
-	w := watch{conn: bareConn(nil), acked: func() (int64, bool) { return 0, false }}
-	w.conn.options = ConnOptions{}.withDefaults()
-	w.conn.live.established.Store(true)
+	w, _ := watched()
 	for range 100 {
 		if err := w.look(time.Second); err != nil {
 			t.Fatal(err)
 		}
 	}
 	w.conn.live.reading.Store(true)
+	w.kernel = blind
 	for i := range 20 {
 		err := w.look(time.Second)
 		if dead := i >= 9; dead != errors.Is(err, ErrSilent) {
@@ -157,7 +158,7 @@ func TestBusyHere(t *testing.T) {
 // silence is after how many seconds of it a connection ends that did all it can.
 func silence(t *testing.T, c *Conn) int {
 	t.Helper()
-	w := watch{conn: c, acked: func() (int64, bool) { return 0, false }}
+	w := watch{conn: c, kernel: blind, records: c.records}
 	for i := range 1000 {
 		if err := w.look(time.Second); err != nil {
 			if Classify(err) != ClassTimeout {
@@ -171,9 +172,8 @@ func silence(t *testing.T, c *Conn) int {
 }
 
 func quietConn(samples ...time.Duration) *Conn {
-	c := bareConn(nil)
-	c.options = ConnOptions{}.withDefaults()
-	c.live.established.Store(true)
+	w, _ := watched()
+	c := w.conn
 	c.live.reading.Store(true)
 	for _, took := range samples {
 		c.measured(took)

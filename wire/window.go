@@ -176,6 +176,13 @@ func (w *SendWindow) underWay() underWay {
 	return u
 }
 
+// answered is what was delivered in all, and what is outstanding.
+func (w *SendWindow) answered() (delivered, outstanding int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.delivered, w.admitted - w.delivered
+}
+
 // total is all that was granted.
 func (w *SendWindow) total() uint64 {
 	w.mu.Lock()
