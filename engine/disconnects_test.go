@@ -282,3 +282,18 @@ func FuzzDisconnects(f *testing.F) {
 		}
 	})
 }
+
+// TestDisconnectUnheard: a peer that heard nothing of us says so, which is no reset, and a copy goes on after it.
+func TestDisconnectUnheard(t *testing.T) {
+	err := fmt.Errorf("receive: %w", &wire.RemoteError{Code: wire.CodeSilent, Text: "nothing came"})
+	if class, next := classOf(err), nextStep(err); class != wire.ClassTimeout || !strings.Contains(next, "what this side sends") {
+		t.Errorf("%s, next: %s", class, next)
+	}
+	if !worthRetrying(err) {
+		t.Error("a sync gives up")
+	}
+	var r retry
+	if now := time.Now(); r.next(parting{err: err, established: true, age: time.Minute}, now.Add(-time.Minute), now).After(now) {
+		t.Error("it is not dialled at once")
+	}
+}

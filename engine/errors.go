@@ -166,6 +166,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeHistory:   "see the mirror's log; `blkmirror rebuild VOLUME` takes the volume's identity over from it, `blkmirror resume VOLUME --overwrite-mirror NAME` replaces what it holds",
 	wire.CodeOlder:     "find out which of the two primaries is the right one; this one has an older history",
 	wire.CodeReplaced:  "nothing: a newer connection of the same session took over",
+	wire.CodeSilent:    "what this side sends does not arrive there: check that nothing on the way drops packets",
 	wire.CodePaused:    "say `blkmirror resume VOLUME` on the other side",
 }
 

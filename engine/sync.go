@@ -226,12 +226,16 @@ func (c *copier) sessions(ctx context.Context) error {
 	}
 }
 
-// worthRetrying tells whether a new connection may do better: the network failed or damaged a frame, or the
-// other side is still busy with the connection that was lost, or being restarted.
+// worthRetrying tells whether a new connection may do better: the network failed or damaged a frame, on either side, or
+// the other side is still busy with the connection that was lost, or being restarted.
 func worthRetrying(err error) bool {
 	var remote *wire.RemoteError
 	if errors.As(err, &remote) {
-		return remote.Code == wire.CodeBusy || remote.Code == wire.CodeStopped || remote.Code == wire.CodeDamaged
+		switch remote.Code {
+		case wire.CodeBusy, wire.CodeStopped, wire.CodeDamaged, wire.CodeSilent:
+			return true
+		}
+		return false
 	}
 	var own *Error
 	return errors.As(err, &own) && own.Kind == KindNetwork

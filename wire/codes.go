@@ -25,4 +25,5 @@ const (
 	CodePaused    Code = 19 // a person paused the volume at the sender's side
 	CodeDamaged   Code = 20 // a frame arrived damaged: another connection may do better
 	CodeReadOnly  Code = 21 // the mirror is read-only after a mismatch: a repair leaves that state
+	CodeSilent    Code = 22 // the sender saw no life of the peer
 )

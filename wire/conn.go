@@ -214,6 +214,20 @@ func (c *Conn) fail(err error) error {
 	return c.end.err
 }
 
+// part ends the connection with an error that the reader did not find, and tells the peer why, as far as that can be
+// done in a moment. The peer closes when it has read that; closing first could destroy it on the way.
+func (c *Conn) part(err error) {
+	c.end.Lock()
+	c.end.own = err
+	c.end.Unlock()
+	limit := time.AfterFunc(farewellWait, func() { c.fail(err) }) // also where a write hangs
+	defer limit.Stop()
+	if c.Send(&Halt{Code: CodeOf(err), Text: CleanText(err.Error())}) == nil {
+		<-c.done
+	}
+	c.fail(err)
+}
+
 // hear keeps the peer's last word.
 func (c *Conn) hear(code Code, text string) {
 	c.end.Lock()

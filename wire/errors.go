@@ -35,7 +35,7 @@ var (
 )
 
 // What a peer or this node gives as the reason in Refused, Halt and Bye; with ErrVersion, ErrProtocol,
-// ErrCorrupt and ErrAuth from above there is one for every Code.
+// ErrCorrupt, ErrSilent and ErrAuth from above there is one for every Code.
 var (
 	ErrDone        = errors.New("finished")
 	ErrIntegrity   = errors.New("checksum mismatch")
@@ -83,6 +83,7 @@ var reasons = [...]struct {
 	{CodeReplaced, ErrReplaced},
 	{CodePaused, ErrPaused},
 	{CodeReadOnly, ErrReadOnly},
+	{CodeSilent, ErrSilent},
 }
 
 // Err returns the sentinel of the code, which wraps nothing.
@@ -239,6 +240,8 @@ func classOfCode(code Code) Class {
 		return ClassIntegrity
 	case CodeAuth:
 		return ClassAuth
+	case CodeSilent:
+		return ClassTimeout
 	case CodeUnknown, CodeBusy, CodeMounted, CodeSmaller, CodeLarger, CodeSame, CodeState, CodeHistory, CodeOlder:
 		return ClassRefused
 	}

@@ -17,7 +17,7 @@ import (
 // TestCodes: code → error → code, for every code there is, bare and from a peer.
 func TestCodes(t *testing.T) {
 	seen := map[error]Code{}
-	for code := CodeDone; code <= CodePaused; code++ {
+	for code := CodeDone; code <= CodeSilent; code++ {
 		err := code.Err()
 		if err == errUnknownCode {
 			t.Fatalf("code %d has no error", code)
@@ -40,7 +40,7 @@ func TestCodes(t *testing.T) {
 	if got := CodeOf(&RemoteError{Code: 999}); got != 999 {
 		t.Errorf("code 999 comes back as %d", got)
 	}
-	if (CodeReadOnly + 1).Err() != errUnknownCode {
+	if (CodeSilent + 1).Err() != errUnknownCode {
 		t.Error("there is a code that is not tried here")
 	}
 	for err, want := range map[error]Code{
@@ -65,7 +65,7 @@ func TestClassify(t *testing.T) {
 		{op("read", syscall.ECONNRESET), ClassReset}, {op("write", syscall.EPIPE), ClassReset}, {io.EOF, ClassReset},
 		{io.ErrUnexpectedEOF, ClassReset}, {ErrReset, ClassReset}, {op("read", syscall.ENOTCONN), ClassReset},
 		{op("read", syscall.ETIMEDOUT), ClassTimeout}, {context.DeadlineExceeded, ClassTimeout},
-		{os.ErrDeadlineExceeded, ClassTimeout}, {ErrSilent, ClassTimeout}, {ErrHandshakeTimeout, ClassTimeout},
+		{os.ErrDeadlineExceeded, ClassTimeout}, {ErrSilent, ClassTimeout}, {&RemoteError{Code: CodeSilent}, ClassTimeout}, {ErrHandshakeTimeout, ClassTimeout},
 		{op("dial", syscall.ECONNREFUSED), ClassRefused},
 		{op("dial", syscall.EHOSTUNREACH), ClassUnreachable}, {op("dial", syscall.ENETUNREACH), ClassUnreachable},
 		{op("dial", syscall.EACCES), ClassUnreachable},

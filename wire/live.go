@@ -14,7 +14,8 @@ import (
 // rest that it takes proves no more than the ping: it may be the kernel of a proxy, with nobody behind it.
 // Two goroutines see to it:
 //
-//	routineWatch    looks at the counters, decides what is due, and ends the connection; never waits
+//	routineWatch    looks at the counters, decides what is due, and ends the connection; never waits but
+//	                for a moment in the end, for the peer to hear why
 //	routineControl  writes pings and pongs; may wait behind one long write, with no harm to the two
 //	                others: the reader leaves it a note (owePong), the watcher too
 //
@@ -142,7 +143,11 @@ func (c *Conn) routineWatch() {
 		elapsed := min(now.Sub(last), 2*tick)
 		last = now
 		if err := w.look(elapsed); err != nil {
-			c.fail(fmt.Errorf("connection with %s: %w", c.peer, err))
+			err = fmt.Errorf("connection with %s: %w", c.peer, err)
+			if c.live.established.Load() {
+				c.part(err) // where it still hears us it would take this for a reset
+			}
+			c.fail(err)
 			return
 		}
 	}

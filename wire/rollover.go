@@ -140,20 +140,3 @@ func (c *Conn) settleKeys() error {
 	}
 	return c.sendControl(answer)
 }
-
-// part ends the connection with an error that the reader did not find, and tells the peer why. The peer
-// closes when it has read that; closing first could destroy it on the way.
-func (c *Conn) part(err error) {
-	c.end.Lock()
-	c.end.own = err
-	c.end.Unlock()
-	if c.Send(&Halt{Code: CodeOf(err), Text: CleanText(err.Error())}) == nil {
-		limit := time.NewTimer(farewellWait)
-		defer limit.Stop()
-		select {
-		case <-c.done:
-		case <-limit.C:
-		}
-	}
-	c.fail(err)
-}

@@ -173,3 +173,31 @@ func TestKernelCounts(t *testing.T) {
 		yield()
 	}
 }
+
+// TestSilenceTold: a peer that says nothing but still listens learns why the connection ends.
+func TestSilenceTold(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			x, y := ends(t, network)
+			conn := NewConn(x, brisk)
+			defer conn.Close(nil)
+			conn.Established()
+			go conn.Next() // ends with the connection
+			peer := NewConn(y, ConnOptions{DeadAfter: time.Minute})
+			defer peer.Close(nil)
+			peer.out.take(true) // it cannot say anything
+			m, err := peer.Next()
+			halt, ok := m.(*Halt)
+			if !ok || halt.Code != CodeSilent {
+				t.Fatalf("the peer heard %v, %v", m, err)
+			}
+			peer.out.give()
+			peer.Close(nil)
+			<-conn.Done()
+			if !errors.Is(conn.Err(), ErrSilent) {
+				t.Errorf("it ended with %v", conn.Err())
+			}
+		})
+	}
+}
