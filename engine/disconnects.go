@@ -42,13 +42,17 @@ type parting struct {
 	rtt            time.Duration // 0: not measured
 }
 
-// partingOf looks at a connection that has ended.
+// partingOf looks at a connection that has ended. One that was found dead ended by that, whatever came while the
+// peer was still being told: a newer connection, most likely.
 func partingOf(conn Conn, established bool, err error) parting {
 	p := parting{err: err, established: established, sent: conn.Sent(), received: conn.Received(), rtt: conn.RTT()}
 	if c, ok := conn.(interface {
 		Lifetime() (age, quiet time.Duration)
 	}); ok {
 		p.age, p.quiet = c.Lifetime()
+	}
+	if c, ok := conn.(interface{ Err() error }); ok && errors.Is(c.Err(), wire.ErrSilent) {
+		p.err = c.Err()
 	}
 	return p
 }

@@ -297,3 +297,25 @@ func TestDisconnectUnheard(t *testing.T) {
 		t.Error("it is not dialled at once")
 	}
 }
+
+// endedBy is a connection that ended by an error.
+type endedBy struct {
+	Conn
+	err error
+}
+
+func (endedBy) Sent() int64     { return 0 }
+func (endedBy) Received() int64 { return 0 }
+func (c endedBy) Err() error    { return c.err }
+
+// TestPartingOfTheDead: a connection that was found dead ended by that, and not by the newer one for which the peer, that
+// was told, did not wait.
+func TestPartingOfTheDead(t *testing.T) {
+	replaced := &Error{Kind: KindState, Err: wire.ErrReplaced, code: wire.CodeReplaced}
+	for err, want := range map[error]wire.Class{fmt.Errorf("dead: %w", wire.ErrSilent): wire.ClassTimeout, wire.ErrClosed: wire.ClassLocalStop} {
+		p := partingOf(endedBy{err: err}, true, replaced)
+		if class := classOf(p.err); class != want {
+			t.Errorf("%v, and a newer one: %s", err, class)
+		}
+	}
+}

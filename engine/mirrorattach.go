@@ -62,7 +62,7 @@ func (s *mirrorSession) parted(err error) {
 	p := partingOf(s.conn, true, err)
 	p.age = max(p.age, m.now().Sub(s.start))
 	m.update(func(v *mirrorView) {
-		v.last = &DisconnectCause{Class: string(classOf(err)), Error: err.Error(), At: m.now().UTC().Format(time.RFC3339), Next: nextStep(err)}
+		v.last = &DisconnectCause{Class: string(classOf(p.err)), Error: p.err.Error(), At: m.now().UTC().Format(time.RFC3339), Next: nextStep(p.err)}
 	})
 	m.disconnects.add(Disconnect{Role: "mirror", Volume: m.name, Peer: s.node, Address: s.peer}, p)
 }
