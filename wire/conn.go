@@ -64,6 +64,7 @@ type Conn struct {
 	control        atomic.Int64 // of sent: bytes that Conn says by itself
 	rtt            atomic.Int64 // ns, smoothed; 0: none measured yet
 	usual          atomic.Int64 // ns, the same without spikes (live.go)
+	samples        atomic.Int64 // of it
 	heard          atomic.Int64 // ns since began: when the last byte came
 
 	out struct { // send.go

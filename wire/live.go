@@ -33,6 +33,9 @@ const (
 	// fast as it draws the smoothed one.
 	usualRise = 64
 	rttWeight = 8
+	// The first samples are of a beginning, when both sides have much else to do: they come faster, one with each look,
+	// and the lowest of them is the usual round trip.
+	firstSamples = 8
 )
 
 // dead is how long nothing may move: the floor; four round trips, where these take longer by now; a spike. The
@@ -74,18 +77,23 @@ func (c *Conn) takePong(m *Pong) {
 // measured takes a round trip into the two averages. The usual one knows spikes only by their number: a sample
 // that is higher lifts it by a small part of what it is, however high the sample.
 func (c *Conn) measured(took time.Duration) {
+	c.samples.Add(1)
 	old, usual := c.RTT(), time.Duration(c.usual.Load())
 	if old == 0 {
 		c.rtt.Store(int64(took))
 		c.usual.Store(int64(took))
 		return
 	}
-	c.rtt.Store(int64(((rttWeight-1)*old + took) / rttWeight))
-	if took < usual {
+	smooth := ((rttWeight-1)*old + took) / rttWeight
+	switch {
+	case took < usual && c.samples.Load() <= firstSamples:
+		smooth, usual = took, took
+	case took < usual:
 		usual = ((rttWeight-1)*usual + took) / rttWeight
-	} else {
+	default:
 		usual = min(took, usual+usual/usualRise+1)
 	}
+	c.rtt.Store(int64(smooth))
 	c.usual.Store(int64(usual))
 }
 
@@ -198,7 +206,8 @@ func (w *watch) look(elapsed time.Duration) error {
 		if w.age >= c.options.HandshakeTimeout {
 			return fmt.Errorf("%w: more than %v", ErrHandshakeTimeout, c.options.HandshakeTimeout)
 		}
-	case w.pinged >= every && (w.sentIdle >= every || w.recvIdle >= every || w.pinged >= pingsPerSample*every):
+	case w.pinged >= every && (w.sentIdle >= every || w.recvIdle >= every || w.pinged >= pingsPerSample*every),
+		c.samples.Load() < firstSamples:
 		w.pinged = 0
 		c.live.pingDue.Store(true)
 		c.wakeControl()
