@@ -18,6 +18,7 @@ import (
 // Hop is three network namespaces in a row, of which the middle one forwards:
 //
 //	LeftAddr left ──── middle ──── right RightAddr
+//	          10.77.1.254    10.77.2.254
 //
 // Each lives as long as a process of ours whose standard input is a pipe to us: when we end, in whatever way, they go,
 // and with them the interfaces. Nothing of them is seen in the machine's own namespace.
@@ -42,19 +43,22 @@ const (
 // NewHop makes one; it needs root. What is larger than mtu does not get through the middle, in either direction, and nobody
 // is told: the interfaces there are small, which nobody beyond them sees, and the ICMP that says so is dropped. From
 // 1500 on everything gets through.
-func NewHop(ctx context.Context, mtu int) (h *Hop, err error) {
+func NewHop(ctx context.Context, mtu int) (*Hop, error) {
 	if err := needRoot(); err != nil {
 		return nil, err
 	}
-	h = new(Hop)
-	defer func() {
-		if err != nil {
-			h.Close()
-		}
-	}()
+	h := new(Hop)
+	if err := h.build(ctx, mtu); err != nil {
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *Hop) build(ctx context.Context, mtu int) error {
 	for i := range h.holders {
 		if err := h.hold(ctx, i); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	pid := func(i int) string { return fmt.Sprint(h.holders[i].Process.Pid) }
@@ -74,6 +78,7 @@ func NewHop(ctx context.Context, mtu int) (h *Hop, err error) {
 		{Left, "ip link set out up"},
 		{Right, "ip link set out up"},
 		{Left, "ip link set lo up"},
+		{Middle, "ip link set lo up"},
 		{Right, "ip link set lo up"},
 		{Left, "ip route add default via 10.77.1.254"},
 		{Right, "ip route add default via 10.77.2.254"},
@@ -88,10 +93,10 @@ func NewHop(ctx context.Context, mtu int) (h *Hop, err error) {
 			line = append(line, dropUnreachable)
 		}
 		if err := h.do(ctx, c.at, line); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return h, nil
+	return nil
 }
 
 // dropUnreachable is classic BPF on Ethernet frames: where the type (at 12) is IPv4, the protocol (at 23) ICMP and its type (at
@@ -131,6 +136,11 @@ func (h *Hop) namespace(i int) string {
 // Wrap is what a command has to be started with to run at a place.
 func (h *Hop) Wrap(place int) []string {
 	return []string{"nsenter", "--net=" + h.namespace(place), "--"}
+}
+
+// Cut takes a place off the net: its address is gone, and nobody answers for it.
+func (h *Hop) Cut(ctx context.Context, place int) error {
+	return h.do(ctx, place, []string{"ip", "link", "set", "out", "down"})
 }
 
 func (h *Hop) do(ctx context.Context, place int, line []string) error {

@@ -20,24 +20,21 @@ type names struct {
 	work sync.WaitGroup
 
 	mu sync.Mutex
-	at netip.AddrPort
+	at netip.Addr
 }
 
 const hostName = "mirror.test"
 
-// newNames says at first what address has.
-func newNames(dir, address string) (*names, error) {
-	if err := needRoot(); err != nil {
-		return nil, err
-	}
-	n := &names{conf: filepath.Join(dir, "resolv.conf")}
-	var err error
-	if n.at, err = netip.ParseAddrPort(address); err != nil {
-		return nil, err
-	}
+// newNames says at first what at is. In has it listen where the daemon is that will ask.
+func newNames(dir string, at netip.Addr, in func(func() error) error) (*names, error) {
+	n := &names{conf: filepath.Join(dir, "resolv.conf"), at: at}
 	own := netip.AddrFrom4([4]byte{127, byte(1 + rand.N(254)), byte(rand.N(256)), byte(1 + rand.N(254))})
-	// The port is not to be chosen in a resolv.conf.
-	if n.l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(own, 53))); err != nil {
+	err := in(func() (err error) {
+		// The port is not to be chosen in a resolv.conf.
+		n.l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(own, 53)))
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("%w: no name server of its own: %v", errNotHere, err)
 	}
 	n.work.Go(n.routineAnswer)
@@ -54,15 +51,11 @@ func (n *names) wrap() []string {
 	return []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, n.conf}
 }
 
-// address is what is dialled.
-func (n *names) address() string { return fmt.Sprintf("%s:%d", hostName, n.at.Port()) }
-
-// move gives the name the next address, and returns that with the port.
-func (n *names) move() string {
+// move gives the name another address.
+func (n *names) move(to netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.at = netip.AddrPortFrom(n.at.Addr().Next(), n.at.Port())
-	return n.at.String()
+	n.at = to
 }
 
 func (n *names) routineAnswer() {
@@ -73,7 +66,7 @@ func (n *names) routineAnswer() {
 			return
 		}
 		n.mu.Lock()
-		a := n.at.Addr()
+		a := n.at
 		n.mu.Unlock()
 		if reply := answer(b[:size], a); reply != nil {
 			n.l.WriteToUDPAddrPort(reply, from) // one that is lost is asked again

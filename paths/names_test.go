@@ -10,7 +10,8 @@ import (
 
 // Go's resolver understands the name server, and learns of another address at once.
 func TestNames(t *testing.T) {
-	n, err := newNames(t.TempDir(), "127.0.0.1:1234")
+	here := func(f func() error) error { return f() }
+	n, err := newNames(t.TempDir(), netip.MustParseAddr("127.0.0.1"), here)
 	if errors.Is(err, errNotHere) {
 		t.Skip(err)
 	}
@@ -26,7 +27,7 @@ func TestNames(t *testing.T) {
 		if err != nil || len(got) != 1 || got[0].Unmap() != netip.MustParseAddr(want) {
 			t.Errorf("%v, %v, want %s", got, err, want)
 		}
-		n.move()
+		n.move(netip.MustParseAddr("127.0.0.2"))
 	}
 }
 

@@ -30,6 +30,7 @@ type Options struct {
 	Temp   string    // a folder for everything
 	Only   []string  // names of scenarios; none: all
 	Short  bool      // fewer and shorter repetitions
+	Plain  bool      // no TLS: what leaves the machine is not run then
 	Seed   uint64    // of what is written
 	Log    io.Writer // what happens meanwhile, and the logs of what failed
 }

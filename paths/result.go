@@ -7,14 +7,31 @@ import (
 	"time"
 )
 
-// saw notes what the primary told. The watch has ended.
+// told reads what both sides have kept of their disconnects. The watch has ended.
+func (r *rig) told() error {
+	history, counted, err := r.primary.History(r.ctx)
+	if err != nil {
+		return err
+	}
+	if !tallies(history, counted) {
+		r.fail("the counters say %v, the history %+v", counted, history)
+	}
+	r.vain = tries(history)
+	if history, _, err = r.mirror.History(r.ctx); err != nil {
+		return err
+	}
+	for _, d := range history {
+		if d.Role == "mirror" && len(r.toMirror) > 0 && !slices.Contains(r.toMirror, d.Class) {
+			r.fail("the mirror tells of a %s (%s), expected %s", d.Class, d.Error, strings.Join(r.toMirror, " or "))
+		}
+	}
+	return nil
+}
+
+// saw notes what the primary told meanwhile. The watch has ended.
 func (r *rig) saw() {
 	w := r.watch
-	r.losses, r.vain, r.lag, r.rtt = w.losses, w.vain, w.lag, w.rtt
-	if w.cause != nil {
-		r.vain[w.cause.Class]++
-		w.cause = nil
-	}
+	r.losses, r.lag, r.rtt = w.losses, w.lag, w.rtt
 	r.shipped = w.last.Shipped - r.start.Shipped
 }
 

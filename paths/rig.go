@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +35,8 @@ type rig struct {
 	o               *Options
 	dir, src, dst   string
 	primary, mirror *daemon.Node
-	line            *Proxy // nil: they are connected directly, by a name
+	line            *Proxy // between them, or, with a name for the mirror:
+	hop             *Hop
 	names           *names
 	history         *stamp.History
 	writer          *stamp.Writer
@@ -62,10 +65,20 @@ func newRig(ctx context.Context, o *Options, s *scenario, res *result) (r *rig, 
 	if err = errors.Join(f.Truncate(volumeSize), f.Close()); err != nil {
 		return r, err
 	}
+	if s.moves {
+		if err = r.places(); err != nil {
+			return r, err
+		}
+	}
+	if !o.Plain {
+		if err = daemon.Pin(ctx, "v", r.primary, r.mirror); err != nil {
+			return r, err
+		}
+	}
 	if err = r.mirror.Up(ctx); err != nil {
 		return r, err
 	}
-	address, err := r.path(s.named)
+	address, err := r.path()
 	if err != nil {
 		return r, err
 	}
@@ -76,10 +89,10 @@ func newRig(ctx context.Context, o *Options, s *scenario, res *result) (r *rig, 
 	if err = r.cut(); err != nil {
 		return r, err
 	}
-	r.watch = newWatch(r.primary)
-	if r.start, err = r.watch.look(ctx); err != nil {
+	if r.watch, err = newWatch(ctx, r.primary); err != nil {
 		return r, err
 	}
+	r.start = r.watch.peer()
 	r.history = stamp.NewHistory(volumeSize/stamp.PageSize, o.Seed)
 	l := load
 	l.Address, l.Seed = at("nbd"), o.Seed
@@ -88,26 +101,50 @@ func newRig(ctx context.Context, o *Options, s *scenario, res *result) (r *rig, 
 	return r, r.written(50)
 }
 
-// path makes what lies between the two, and returns what the primary has to dial.
-func (r *rig) path(named bool) (address string, err error) {
-	if !named {
-		if r.line, err = NewProxy(r.mirror.Addr); err != nil {
-			return "", err
-		}
-		return r.line.Addr(), nil
+// places gives each of the two a network of its own, and the mirror a name.
+func (r *rig) places() (err error) {
+	if r.o.Plain {
+		return fmt.Errorf("%w: plain text does not leave a machine", errNotHere)
 	}
-	if r.names, err = newNames(r.dir, r.mirror.Addr); err != nil {
+	if r.hop, err = NewHop(r.ctx, 1500); err != nil {
+		return err
+	}
+	here := func(f func() error) error { return r.hop.In(Middle, f) }
+	if r.names, err = newNames(r.dir, netip.MustParseAddr(LeftAddr), here); err != nil {
+		return err
+	}
+	r.primary.Wrap, r.primary.Listen = append(r.hop.Wrap(Middle), r.names.wrap()...), "0.0.0.0:0"
+	r.mirror.Wrap, r.mirror.Listen = r.hop.Wrap(Left), LeftAddr+":0"
+	return nil
+}
+
+// move has the mirror start at the right the next time, under its name; at the left nobody answers any more.
+func (r *rig) move() error {
+	_, port, err := net.SplitHostPort(r.mirror.Addr)
+	if err == nil {
+		err = r.hop.Cut(r.ctx, Left)
+	}
+	r.mirror.Wrap, r.mirror.Listen = r.hop.Wrap(Right), net.JoinHostPort(RightAddr, port)
+	return err
+}
+
+// path makes what lies between the two, and returns what the primary has to dial.
+func (r *rig) path() (address string, err error) {
+	if r.names != nil {
+		_, port, err := net.SplitHostPort(r.mirror.Addr)
+		return net.JoinHostPort(hostName, port), err
+	}
+	if r.line, err = NewProxy(r.mirror.Addr); err != nil {
 		return "", err
 	}
-	r.primary.Wrap = r.names.wrap()
-	return r.names.address(), nil
+	return r.line.Addr(), nil
 }
 
 // close ends what was started and removes the folder.
 func (r *rig) close() {
 	if r.watch != nil {
 		r.watch.close()
-		r.saw()
+		r.saw() // also of what failed
 	}
 	r.primary.End(syscall.SIGKILL)
 	r.mirror.End(syscall.SIGKILL)
@@ -119,6 +156,9 @@ func (r *rig) close() {
 	}
 	if r.names != nil {
 		r.names.close()
+	}
+	if r.hop != nil {
+		r.hop.Close()
 	}
 	os.RemoveAll(r.dir)
 }
@@ -203,6 +243,9 @@ func (r *rig) finish() error {
 		return err
 	}
 	if err := r.watch.end(r.ctx); err != nil {
+		return err
+	}
+	if err := r.told(); err != nil {
 		return err
 	}
 	r.saw()

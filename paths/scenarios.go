@@ -1,6 +1,7 @@
 package paths
 
 import (
+	"net/netip"
 	"syscall"
 	"time"
 )
@@ -8,11 +9,12 @@ import (
 // scenario is one bad path.
 type scenario struct {
 	name, cause string
-	named       bool // connected by a name, without a proxy
+	moves       bool // between networks, under a name and without a proxy
 	short       bool // is done within seconds, with Options.Short
 
 	least, most int           // disconnects; each fault of a kind that repeats is one
 	classes     []string      // that they may have
+	toMirror    []string      // and at the mirror; nil: that is not asked
 	limit       time.Duration // for the time to resume; 0: none
 	run         func(*rig) error
 }
@@ -24,24 +26,24 @@ var scenarios = []*scenario{
 	{name: "hold-5s", cause: "all bytes held back for 5 s", short: true, limit: 5 * time.Second, run: hold(5 * time.Second)},
 	{name: "hold-30s", cause: "all bytes held back for 30 s", most: 1, classes: []string{"timeout"}, limit: 5 * time.Second, run: hold(30 * time.Second)},
 	{name: "hold-120s", cause: "all bytes held back for 120 s", most: 1, classes: []string{"timeout"}, limit: 5 * time.Second, run: hold(120 * time.Second)},
-	{name: "resets", cause: "a reset every 3 s", short: true, least: 1, most: 1, classes: []string{"reset"}, run: resets},
+	{name: "resets", cause: "a reset of each connection when it is 3 s old", short: true, least: 1, most: 1, classes: []string{"reset"}, run: resets},
 	{name: "mirror-gone", cause: "half-open: reset for the mirror, the primary is not told", short: true, least: 1, most: 1, classes: []string{"timeout"},
 		run: halfOpen(func(p *Proxy) { p.Forsake(Back) })},
 	{name: "primary-gone", cause: "half-open: reset for the primary, the mirror is not told", short: true, least: 1, most: 1, classes: []string{"reset"},
 		run: halfOpen(func(p *Proxy) { p.Forsake(There) })},
-	// Who hears nothing ends it, and the other side can be told.
-	{name: "data-lost", cause: "half-open: what the primary sends vanishes", least: 1, most: 1, classes: []string{"timeout", "reset"},
+	// Who hears nothing ends it, and tells the other side.
+	{name: "data-lost", cause: "half-open: what the primary sends vanishes", least: 1, most: 1, classes: []string{"timeout"}, toMirror: []string{"timeout"},
 		run: halfOpen(func(p *Proxy) { p.Lose(There) })},
-	{name: "answers-lost", cause: "half-open: what the mirror sends vanishes", least: 1, most: 1, classes: []string{"timeout"},
+	{name: "answers-lost", cause: "half-open: what the mirror sends vanishes", least: 1, most: 1, classes: []string{"timeout"}, toMirror: []string{"timeout"},
 		run: halfOpen(func(p *Proxy) { p.Lose(Back) })},
 	{name: "refused", cause: "reset, and refused for 10 s", least: 1, most: 1, classes: []string{"reset"}, limit: 5 * time.Second, run: refused},
 	{name: "slow-line", cause: "1 Mbit/s each way for 30 s, several times as much is written", limit: 5 * time.Second,
 		run: slow(30*time.Second, Pace{12500, 100 * time.Millisecond}, both...)},
 	{name: "slow-reader", cause: "a reader of 16 KiB every 2 s, for 30 s", limit: 5 * time.Second,
 		run: slow(30*time.Second, Pace{16 << 10, 2 * time.Second}, There)},
-	{name: "moved", cause: "mirror stopped (SIGTERM), started at another address behind the same name", named: true, short: true,
+	{name: "moved", cause: "mirror stopped (SIGTERM), started in another network, with another address behind the same name", moves: true, short: true,
 		least: 1, most: 1, classes: []string{"peer-stopped"}, limit: 3 * time.Second, run: moved(0)},
-	{name: "moved-later", cause: "the same, and 15 s between", named: true,
+	{name: "moved-later", cause: "the same, and 15 s between", moves: true,
 		least: 1, most: 1, classes: []string{"peer-stopped"}, limit: 3 * time.Second, run: moved(15 * time.Second)},
 }
 
@@ -85,18 +87,18 @@ func hold(d time.Duration) func(*rig) error {
 	}
 }
 
-// resets: each time it is noticed at once, and everything goes on from where it was.
+// resets: each time it is noticed at once, and everything goes on from where it was. (A connection that lives for less than
+// two seconds would be no disconnect of its own.)
 func resets(r *rig) error {
 	r.times = 10
-	every := 3 * time.Second
 	if r.o.Short {
-		r.times, every = 3, time.Second
+		r.times = 3
 	}
 	for range r.times {
-		if err := r.broken(r.line.Reset); err != nil {
+		if err := r.sleep(3 * time.Second); err != nil {
 			return err
 		}
-		if err := r.sleep(every - time.Since(r.faulty)); err != nil {
+		if err := r.broken(r.line.Reset); err != nil {
 			return err
 		}
 	}
@@ -161,15 +163,19 @@ func moved(after time.Duration) func(*rig) error {
 			err = r.isCut()
 		}
 		if err == nil {
+			err = r.move()
+		}
+		if err == nil {
 			err = r.sleep(after)
 		}
 		if err != nil {
 			return err
 		}
-		r.mirror.Listen = r.names.move()
+		started := time.Now()
+		r.names.move(netip.MustParseAddr(RightAddr))
 		if err := r.mirror.Up(r.ctx); err != nil {
 			return err
 		}
-		return r.resumed(time.Now())
+		return r.resumed(started)
 	}
 }

@@ -3,26 +3,25 @@ package paths
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
-// watch looks at the primary many times a second, and notes what becomes of its mirror. Status tells the latest
-// disconnect alone, so what comes and goes between two looks is missed, but for the number of lost connections.
+// watch looks at the primary many times a second, and notes what becomes of its mirror. Of disconnects the status has
+// the numbers; when one of them has changed, the history says what happened.
 type watch struct {
 	node *daemon.Node
 	stop context.CancelFunc
 	done chan struct{}
 
+	counted map[string]int64 // disconnects by class, at the last look; of who looks
+
 	mu     sync.Mutex
-	looks  int
 	last   daemon.Peer
-	cause  *daemon.Disconnect // was seen, and is either of a connection that was lost or of a try
-	seen   time.Time          // the cause
 	losses []loss
-	vain   map[string]int // tries that failed, by class
 	states map[string]bool
 	lag    float64 // seconds, the longest
 	rtt    float64 // milliseconds, the longest
@@ -36,12 +35,15 @@ type loss struct {
 
 const lookEvery = 20 * time.Millisecond
 
-func newWatch(n *daemon.Node) *watch {
-	w := &watch{node: n, done: make(chan struct{}), vain: map[string]int{}, states: map[string]bool{}}
-	var ctx context.Context
-	ctx, w.stop = context.WithCancel(context.Background())
+// newWatch begins with what is: a mirror that follows, and no disconnect yet.
+func newWatch(ctx context.Context, n *daemon.Node) (*watch, error) {
+	w := &watch{node: n, done: make(chan struct{}), states: map[string]bool{}}
+	if err := w.look(ctx); err != nil {
+		return nil, err
+	}
+	ctx, w.stop = context.WithCancel(context.WithoutCancel(ctx))
 	go w.routineLook(ctx)
-	return w
+	return w, nil
 }
 
 func (w *watch) close() {
@@ -52,8 +54,7 @@ func (w *watch) close() {
 // end takes a last look.
 func (w *watch) end(ctx context.Context) error {
 	w.close()
-	_, err := w.look(ctx)
-	return err
+	return w.look(ctx)
 }
 
 func (w *watch) routineLook(ctx context.Context) {
@@ -64,51 +65,73 @@ func (w *watch) routineLook(ctx context.Context) {
 	}
 }
 
-func (w *watch) look(ctx context.Context) (daemon.Peer, error) {
-	v, err := w.node.Volume(ctx)
+func (w *watch) look(ctx context.Context) error {
+	st, v, err := w.node.Whole(ctx)
 	if err == nil && len(v.Mirrors) != 1 {
 		err = fmt.Errorf("the primary tells of %d mirrors", len(v.Mirrors))
 	}
 	if err != nil {
-		return daemon.Peer{}, err
+		return err
 	}
-	w.note(v.Mirrors[0], time.Now())
-	return v.Mirrors[0], nil
-}
-
-// note takes a look in. A cause is told first, and then that it was of a connection that had been established: it counts
-// as a try in vain only when the next cause comes.
-func (w *watch) note(p daemon.Peer, now time.Time) {
+	now := time.Now()
+	if !maps.Equal(st.Node.Disconnects, w.counted) {
+		history, counted, err := w.node.History(ctx)
+		if err != nil {
+			return err
+		}
+		w.counted = counted
+		w.note(history, now)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	lost := p.Reconnects - w.last.Reconnects
-	if w.looks == 0 {
-		lost, w.last.Last = 0, p.Last // what was before does not count
-	}
-	if p.Last != nil && (w.last.Last == nil || *p.Last != *w.last.Last) {
-		if w.cause != nil && lost == 0 {
-			w.vain[w.cause.Class]++
-			w.cause = nil
-		}
-		if w.cause == nil {
-			w.cause, w.seen = p.Last, now
-		}
-	}
-	for range lost {
-		l := loss{now, ""}
-		switch {
-		case w.cause != nil:
-			l = loss{w.seen, w.cause.Class}
-		case p.Last != nil: // the same words within the same second
-			l.class = p.Last.Class
-		}
-		w.losses = append(w.losses, l)
-		w.cause = nil
-	}
-	w.looks++
+	p := v.Mirrors[0]
 	w.last = p
 	w.states[p.State] = true
 	w.lag, w.rtt = max(w.lag, p.Lag), max(w.rtt, p.RTT)
+	return nil
+}
+
+// note takes the lost connections in that are new in a history.
+func (w *watch) note(history []daemon.Disconnect, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	seen := len(w.losses)
+	for _, d := range history {
+		if d.Role != "primary" || !d.Established {
+			continue
+		}
+		if seen--; seen < 0 {
+			w.losses = append(w.losses, loss{now, d.Class})
+		}
+	}
+}
+
+// tries are those in vain, by the class of the entry that counts them: one that is of a lost connection has the tries
+// that failed after it for the same reason.
+func tries(history []daemon.Disconnect) map[string]int {
+	vain := map[string]int{}
+	for _, d := range history {
+		n := int(d.Tries)
+		if !d.Established {
+			n++
+		}
+		if d.Role == "primary" && n > 0 {
+			vain[d.Class] += n
+		}
+	}
+	return vain
+}
+
+// tallies tells whether the counters of a node are what its history says: none of the two is older than the other here.
+func tallies(history []daemon.Disconnect, counted map[string]int64) bool {
+	told := map[string]int64{}
+	for class := range counted {
+		told[class] = 0
+	}
+	for _, d := range history {
+		told[d.Class]++
+	}
+	return maps.Equal(told, counted)
 }
 
 // peer is the mirror as it was last seen.

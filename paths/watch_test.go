@@ -9,37 +9,42 @@ import (
 	"github.com/blkmirror/blkmirror/campaign/daemon"
 )
 
-// What is told one after the other is taken apart: the cause of a lost connection from tries that failed.
+// Lost connections are told from tries that failed, each once, and when they were first told.
 func TestWatch(t *testing.T) {
-	told := func(class, at string) *daemon.Disconnect { return &daemon.Disconnect{Class: class, At: at} }
-	type look struct {
-		lost int64
-		last *daemon.Disconnect
+	lost := func(class string, tries int64) daemon.Disconnect {
+		return daemon.Disconnect{Class: class, Tries: tries, Role: "primary", Established: true}
 	}
-	for name, c := range map[string]struct {
-		looks  []look
-		losses []string
-		vain   map[string]int
+	failed := func(class string, tries int64) daemon.Disconnect {
+		return daemon.Disconnect{Class: class, Tries: tries, Role: "primary"}
+	}
+	stranger := daemon.Disconnect{Class: "protocol", Tries: 3, Role: "acceptor", Established: true}
+	w := new(watch)
+	looks := [][]daemon.Disconnect{
+		nil,
+		{lost("timeout", 0)},
+		{lost("timeout", 7), failed("refused", 0)},
+		{lost("timeout", 7), failed("refused", 4), stranger, lost("reset", 0), lost("reset", 1)},
+	}
+	for i, history := range looks {
+		w.note(history, time.Unix(int64(i), 0))
+	}
+	if want := []loss{{time.Unix(1, 0), "timeout"}, {time.Unix(3, 0), "reset"}, {time.Unix(3, 0), "reset"}}; !slices.Equal(w.losses, want) {
+		t.Errorf("%v", w.losses)
+	}
+	if got := tries(looks[3]); !maps.Equal(got, map[string]int{"timeout": 7, "refused": 5, "reset": 1}) {
+		t.Errorf("in vain: %v", got)
+	}
+	for _, c := range []struct {
+		counted map[string]int64
+		same    bool
 	}{
-		"nothing":                     {[]look{{0, nil}, {0, nil}}, nil, nil},
-		"what was before":             {[]look{{3, told("reset", "1")}, {3, told("reset", "1")}}, nil, nil},
-		"cause and loss at once":      {[]look{{0, nil}, {1, told("reset", "1")}}, []string{"reset"}, nil},
-		"first the cause":             {[]look{{0, nil}, {0, told("timeout", "1")}, {1, told("timeout", "1")}}, []string{"timeout"}, nil},
-		"the next try failed already": {[]look{{0, nil}, {0, told("reset", "1")}, {1, told("refused", "1")}}, []string{"reset"}, nil},
-		"tries in vain": {[]look{{0, nil}, {1, told("reset", "1")}, {1, told("refused", "1")}, {1, told("refused", "2")}, {1, told("timeout", "9")}},
-			[]string{"reset"}, map[string]int{"refused": 2}}, // and one that may still turn out to be a loss
-		"the same words within a second": {[]look{{0, nil}, {1, told("reset", "1")}, {2, told("reset", "1")}}, []string{"reset", "reset"}, nil},
+		{map[string]int64{"timeout": 1, "refused": 1, "protocol": 1, "reset": 2, "dns": 0}, true},
+		{map[string]int64{"timeout": 1, "refused": 5, "protocol": 1, "reset": 2}, false},
+		{map[string]int64{"timeout": 1, "refused": 1, "reset": 2}, false},
+		{map[string]int64{}, false},
 	} {
-		w := &watch{vain: map[string]int{}, states: map[string]bool{}}
-		for _, l := range c.looks {
-			w.note(daemon.Peer{Reconnects: l.lost, Last: l.last}, time.Now())
-		}
-		var classes []string
-		for _, l := range w.losses {
-			classes = append(classes, l.class)
-		}
-		if !slices.Equal(classes, c.losses) || !maps.Equal(w.vain, c.vain) {
-			t.Errorf("%s: lost %v, in vain %v", name, classes, w.vain)
+		if tallies(looks[3], c.counted) != c.same {
+			t.Errorf("%v tallies: %v", c.counted, !c.same)
 		}
 	}
 }

@@ -70,6 +70,7 @@ type Node struct {
 	Listen                 string   // HOST:PORT for other nodes; a free port of 127.0.0.1 to begin with
 	Flags                  []string // of serve, beside those that follow from the fields
 	Env                    []string
+	Secure                 bool     // TLS; Pin has it trust a peer
 	Wrap                   []string // a command that becomes the daemon, whose command line follows: another namespace
 
 	Log  *Output // of the present process
@@ -92,7 +93,10 @@ func New(binary, state string, flags ...string) *Node {
 
 // line is the command line.
 func (n *Node) line() []string {
-	line := append(append([]string(nil), n.Wrap...), n.Binary, "serve", "--insecure", "--state", n.State, "--listen", n.Listen)
+	line := append(append([]string(nil), n.Wrap...), n.Binary, "serve", "--state", n.State, "--listen", n.Listen)
+	if !n.Secure {
+		line = append(line, "--insecure")
+	}
 	return append(line, n.Flags...)
 }
 
@@ -159,10 +163,15 @@ func (a Answer) String() string { return fmt.Sprintf("exit %d: %s %s", a.Code, a
 
 // Ask runs a client command against this daemon.
 func (n *Node) Ask(ctx context.Context, args ...string) Answer {
+	return n.client(ctx, append(args, "--control", n.Control)...)
+}
+
+// client runs a command of the binary.
+func (n *Node) client(ctx context.Context, args ...string) Answer {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	var out, stderr Output
-	cmd := exec.CommandContext(ctx, n.Binary, append(args, "--control", n.Control)...)
+	cmd := exec.CommandContext(ctx, n.Binary, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Stdout, cmd.Stderr = &out, &stderr

@@ -10,6 +10,7 @@ import (
 
 // Status is what a daemon tells; the part of it that counts here.
 type Status struct {
+	Node    struct{ Disconnects map[string]int64 } // since its start, by class
 	Listen  string
 	Volumes []Volume
 }
@@ -52,8 +53,14 @@ type Peer struct {
 	Last       *Disconnect `json:"last_disconnect"`
 }
 
-// Disconnect is why a connection ended, or did not come about.
-type Disconnect struct{ Class, Error, At string }
+// Disconnect is why a connection ended, or did not come about; in the history with all that failed after it for the
+// same reason.
+type Disconnect struct {
+	Class, Error, At string
+	Tries            int64
+	Role             string // of the node that tells
+	Established      bool   // there was a session
+}
 
 // Noticed are the counters that tell of a fault.
 func (p *Peer) Noticed() int64 {
@@ -78,12 +85,32 @@ func (n *Node) Status(ctx context.Context) (st Status, err error) {
 
 // Volume is the one volume of the daemon.
 func (n *Node) Volume(ctx context.Context) (Volume, error) {
+	_, v, err := n.Whole(ctx)
+	return v, err
+}
+
+// Whole is what it tells of itself, and of its one volume.
+func (n *Node) Whole(ctx context.Context) (Status, Volume, error) {
 	st, err := n.Status(ctx)
 	if err == nil && len(st.Volumes) != 1 {
 		err = fmt.Errorf("%d volumes", len(st.Volumes))
 	}
 	if err != nil {
-		return Volume{}, fmt.Errorf("status of %s: %w; its log: %s", n.State, err, n.Log.Tail())
+		return st, Volume{}, fmt.Errorf("status of %s: %w; its log: %s", n.State, err, n.Log.Tail())
 	}
-	return st.Volumes[0], nil
+	return st, st.Volumes[0], nil
+}
+
+// History asks it for its disconnects, oldest first, and how many of each class it has counted.
+func (n *Node) History(ctx context.Context) (all []Disconnect, counted map[string]int64, err error) {
+	var h struct {
+		Node    struct{ Disconnects map[string]int64 }
+		History []Disconnect
+	}
+	a := n.Ask(ctx, "status", "--history", "--json")
+	if a.Code != 0 {
+		return nil, nil, fmt.Errorf("history of %s: %s", n.State, a)
+	}
+	err = json.Unmarshal([]byte(a.Stdout), &h)
+	return h.History, h.Node.Disconnects, err
 }

@@ -4,6 +4,7 @@
 //	go run ./scripts/paths                       all of it: about eight minutes
 //	go run ./scripts/paths -only hold-5s,resets  some scenarios
 //	go run ./scripts/paths -short                those that are done within seconds
+//	go run ./scripts/paths -insecure             without TLS and keys
 //	go run ./scripts/paths -list                 their names
 //
 // It prints the table of docs/RESILIENCE.md and exits 1 where something was not as expected.
@@ -26,6 +27,7 @@ import (
 func main() {
 	only := flag.String("only", "", "only these `SCENARIOS`, separated by commas")
 	short := flag.Bool("short", false, "only what is done within seconds, and with fewer repetitions")
+	insecure := flag.Bool("insecure", false, "without TLS and keys; what leaves the machine is not run then")
 	race := flag.Bool("race", false, "build the daemons with the race detector")
 	seed := flag.Uint64("seed", 0, "seed of what is written; 0: a new one each time")
 	list := flag.Bool("list", false, "list the scenarios")
@@ -36,7 +38,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	o := paths.Options{Short: *short, Seed: *seed, Log: os.Stderr}
+	o := paths.Options{Short: *short, Plain: *insecure, Seed: *seed, Log: os.Stderr}
 	if *short {
 		o.Only = paths.ShortNames()
 	}
