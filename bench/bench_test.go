@@ -28,12 +28,12 @@ func TestRunAllScenariosSmall(t *testing.T) {
 	profiles := filepath.Join(dir, "profiles")
 	var said []string
 	result, err := bench.Run(t.Context(), bench.Options{Binary: os.Args[0], Dir: dir, Size: 4 << 20, Pairs: 2, WarmCaches: true, ProfileDir: profiles,
-		Scenarios: []string{"tcp-sparse", "delta-4k"},
+		Scenarios: []string{"tcp-sparse", "tcp-tls", "delta-4k"},
 		Tell:      func(text string) { said = append(said, text) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(result.Scenarios) != 2 || len(said) == 0 {
+	if len(result.Scenarios) != 3 || len(said) == 0 {
 		t.Fatalf("%d scenarios, %d messages", len(result.Scenarios), len(said))
 	}
 	for _, s := range result.Scenarios {
@@ -52,8 +52,10 @@ func TestRunAllScenariosSmall(t *testing.T) {
 	}
 	var table bytes.Buffer
 	result.Print(&table)
-	if !strings.Contains(table.String(), "delta-4k: re-sync file to file") {
-		t.Errorf("table:\n%s", table.String())
+	for _, text := range []string{"delta-4k: re-sync file to file", "blkmirror, TLS is ", "goal 0.80: "} {
+		if !strings.Contains(table.String(), text) {
+			t.Errorf("%q is missing in\n%s", text, table.String())
+		}
 	}
 	if found, _ := filepath.Glob(filepath.Join(profiles, "*.pprof")); len(found) == 0 {
 		t.Error("no profiles")

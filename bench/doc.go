@@ -13,5 +13,7 @@
 // Exports with O_DIRECT are compared; nbdkit, in the page cache, is only told. The disk is flushed before
 // each run, images have no holes, and the first seconds, in which regions become hot, do not count.
 //
+// What TLS costs is measured by both, against --insecure: tcp-tls of Run, first-copy of RunLive.
+//
 // The package neither prints nor exits.
 package bench

@@ -57,6 +57,7 @@ func mirrorProcess(n *Node) *process {
 type liveExport struct {
 	mirrored bool
 	interval string // between cuts; "": the default
+	secure   bool   // TLS, not --insecure
 }
 
 func (liveExport) missing() string { return "" }
@@ -72,7 +73,12 @@ func (e liveExport) open(ctx context.Context, r *liveRun) (*opened, error) {
 	if e.mirrored {
 		image, name = r.image("primary"), "primary"
 		var err error
-		o.mirror, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state("mirror"), Control: r.socket("mirror"), Listen: r.mirrorAddress,
+		if e.secure {
+			if err = Introduce(r.state("primary"), r.state("mirror"), benchVolume); err != nil {
+				return nil, err
+			}
+		}
+		o.mirror, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state("mirror"), Control: r.socket("mirror"), Listen: r.mirrorAddress, TLS: e.secure,
 			Core: r.scenario.mirrorCore(), Flags: []string{"--quiet", "--volume", benchVolume + "=" + r.image("mirror")}})
 		if err != nil {
 			return nil, err
@@ -80,7 +86,7 @@ func (e liveExport) open(ctx context.Context, r *liveRun) (*opened, error) {
 		flags = append(flags, "--mirror", benchVolume+"="+r.mirrorAddress)
 	}
 	var err error
-	o.primary, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state(name), Control: r.socket("primary"), Core: r.scenario.clientCore(),
+	o.primary, err = StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.state(name), Control: r.socket("primary"), TLS: e.secure, Core: r.scenario.clientCore(),
 		Flags: append(flags, "--volume", benchVolume+"="+image)})
 	if err != nil {
 		return nil, errors.Join(err, o.stop(new(LiveSample)))

@@ -100,8 +100,12 @@ func (r *liveRunner) measure(ctx context.Context, s *liveScenario) (LiveScenario
 	m := LiveScenario{Name: s.name, About: s.about, Unit: s.unit}
 	r.options.Tell(s.name + ": " + s.about)
 	run := &liveRun{liveRunner: r, scenario: s, work: filepath.Join(r.base, "volumes")}
-	if s.sparse {
+	switch { // with images, or a state, that no other scenario can use
+	case s.sparse:
 		run.work = filepath.Join(r.base, "sparse")
+		defer os.RemoveAll(run.work)
+	case s.copying:
+		run.work = filepath.Join(r.base, "copy")
 		defer os.RemoveAll(run.work)
 	}
 	var taking []liveContender
@@ -181,6 +185,9 @@ func (r *liveRun) findHalf(ctx context.Context, c liveContender) error {
 // once starts an export, puts the load on it, and ends it. With check the mirror is compared with the
 // primary afterwards.
 func (r *liveRun) once(ctx context.Context, c liveContender, rate int, check bool) (s LiveSample, err error) {
+	if r.scenario.copying {
+		return r.copyOnce(ctx, c, check)
+	}
 	unix.Sync() // what another export left in the page cache must not be written during our time
 	o, err := c.export.open(ctx, r)
 	if err != nil {

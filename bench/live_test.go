@@ -19,14 +19,20 @@ func TestRunLiveSmall(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	dir := t.TempDir()
 	result, err := bench.RunLive(t.Context(), bench.LiveOptions{Binary: os.Args[0], Dir: dir, Size: 16 << 20, Seconds: 1, Pairs: 1,
-		Scenarios: []string{"randwrite-d32", "latency", "hot-set"}, Tell: func(text string) { t.Log(text) }})
+		Scenarios: []string{"randwrite-d32", "latency", "hot-set", "first-copy"}, Tell: func(text string) { t.Log(text) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(result.Scenarios) != 3 {
+	if len(result.Scenarios) != 4 {
 		t.Fatalf("%d scenarios", len(result.Scenarios))
 	}
 	for _, s := range result.Scenarios {
+		if s.Name == "first-copy" {
+			if len(s.Goals) != 1 || len(s.Contenders) != 2 || s.Contenders[0].Median <= 0 || !s.Contenders[0].Runs[0].Compared {
+				t.Errorf("%+v", s)
+			}
+			continue
+		}
 		for _, c := range s.Contenders {
 			if len(c.Runs) != 1 || c.Median <= 0 || c.P99 <= 0 || c.CPU <= 0 || c.Peak <= 0 {
 				t.Errorf("%s, %s: %+v", s.Name, c.Name, c)
@@ -42,7 +48,7 @@ func TestRunLiveSmall(t *testing.T) {
 	}
 	var table bytes.Buffer
 	result.Print(&table)
-	for _, text := range []string{"randwrite-d32: 4 KiB random writes", "goal", "lag in the third quarter", "shipped"} {
+	for _, text := range []string{"randwrite-d32: 4 KiB random writes", "goal", "lag in the third quarter", "shipped", "first copy, TLS: "} {
 		if !strings.Contains(table.String(), text) {
 			t.Errorf("%q is missing in\n%s", text, table.String())
 		}

@@ -59,6 +59,8 @@ type GoalReached struct {
 	Goal        float64 `json:"goal"`
 	OfMedians   float64 `json:"of_medians"`
 	MedianPairs float64 `json:"median_of_pairs"` // of the ratios within each round
+	MinPairs    float64 `json:"min_of_pairs"`
+	MaxPairs    float64 `json:"max_of_pairs"`
 	Reached     bool    `json:"reached"`
 }
 
@@ -84,7 +86,7 @@ func (m *LiveScenario) summarise(s *liveScenario) {
 		for i := range min(len(of.Runs), len(to.Runs)) {
 			pairs = append(pairs, of.Runs[i].Value/to.Runs[i].Value)
 		}
-		r.MedianPairs = median(pairs)
+		r.MedianPairs, r.MinPairs, r.MaxPairs = median(pairs), slices.Min(pairs), slices.Max(pairs)
 		r.Reached = r.OfMedians >= g.least
 		if s.lowerIsBetter() {
 			r.Reached = r.OfMedians <= g.least
@@ -146,7 +148,7 @@ func (s LiveScenario) print(w io.Writer) {
 		if !g.Reached {
 			reached = "NOT reached"
 		}
-		fmt.Fprintf(w, "  %s: %.2f × %s (by pairs: %.2f; goal %.2f: %s)\n", g.Of, g.OfMedians, g.To, g.MedianPairs, g.Goal, reached)
+		fmt.Fprintf(w, "  %s: %.2f × %s (by pairs: %.2f, from %.2f to %.2f; goal %.2f: %s)\n", g.Of, g.OfMedians, g.To, g.MedianPairs, g.MinPairs, g.MaxPairs, g.Goal, reached)
 	}
 	for _, c := range s.Contenders {
 		c.printLag(w)

@@ -10,6 +10,7 @@ type liveScenario struct {
 	pinned      bool   // client and export on one core, the mirror on another one
 	half        bool   // at half of the peak load of the first contender
 	sparse      bool   // a volume of hugeVolume bytes without data
+	copying     bool   // no load: a new mirror gets everything
 	times       int    // of LiveOptions.Seconds
 	contenders  []liveContender
 	goals       []goal
@@ -32,6 +33,9 @@ const (
 	bestQEMU     = "qemu-nbd (best)"
 
 	memoryName = "memory"
+
+	securedName  = "first copy, TLS"
+	insecureName = "first copy, --insecure"
 
 	hugeVolume = 1 << 40
 	hotSet     = 1 << 30
@@ -62,6 +66,11 @@ var liveScenarios = []liveScenario{
 		name: "hot-set", about: "the first GiB overwritten all the time, 64 KiB at random places: how much less is shipped than was written",
 		load: load{rw: "randwrite", block: 64 << 10, depth: 8, span: hotSet}, unit: "MiB/s", times: 3,
 		contenders: []liveContender{mirroredExport, {mirroredName + ", interval 10s", liveExport{mirrored: true, interval: "10s"}}},
+	},
+	{
+		name: "first-copy", about: "a new mirror gets all of a full volume, with TLS and without", unit: "MiB/s", copying: true,
+		contenders: []liveContender{{securedName, liveExport{mirrored: true, secure: true}}, {insecureName, liveExport{mirrored: true}}},
+		goals:      []goal{{securedName, insecureName, secureGoal}},
 	},
 	{
 		name: memoryName, about: "4 KiB random writes all over 1 TiB of nothing: peak memory",

@@ -27,6 +27,7 @@ type Scenario struct {
 	Bytes      int64       `json:"bytes"` // of the image; of its data, where it is huge
 	Contenders []Contender `json:"contenders"`
 	Ratios     []Ratio     `json:"ratios"`
+	Goal       float64     `json:"goal,omitempty"` // of the first ratio
 	Skipped    []Skipped   `json:"skipped,omitempty"`
 }
 
@@ -58,6 +59,8 @@ type Ratio struct {
 	To          string  `json:"to"`
 	OfMedians   float64 `json:"of_medians"`
 	MedianPairs float64 `json:"median_of_pairs"` // of the ratios within each round
+	MinPairs    float64 `json:"min_of_pairs"`
+	MaxPairs    float64 `json:"max_of_pairs"`
 }
 
 // Skipped tells who could not take part.
@@ -99,8 +102,8 @@ func ratio(of, to Contender) Ratio {
 			pairs = append(pairs, to.Runs[i].Seconds/of.Runs[i].Seconds)
 		}
 	}
-	if of.Median > 0 {
-		r.OfMedians, r.MedianPairs = to.Median/of.Median, median(pairs)
+	if of.Median > 0 && len(pairs) > 0 {
+		r.OfMedians, r.MedianPairs, r.MinPairs, r.MaxPairs = to.Median/of.Median, median(pairs), slices.Min(pairs), slices.Max(pairs)
 	}
 	return r
 }
@@ -145,7 +148,14 @@ func (s Scenario) print(w io.Writer) {
 	}
 	t.Flush()
 	for _, r := range s.Ratios {
-		fmt.Fprintf(w, "  %s is %.2f × as fast as %s (by pairs: %.2f)\n", r.Of, r.OfMedians, r.To, r.MedianPairs)
+		fmt.Fprintf(w, "  %s is %.2f × as fast as %s (by pairs: %.2f, from %.2f to %.2f)\n", r.Of, r.OfMedians, r.To, r.MedianPairs, r.MinPairs, r.MaxPairs)
+	}
+	if s.Goal > 0 && len(s.Ratios) > 0 {
+		reached := "reached"
+		if s.Ratios[0].OfMedians < s.Goal {
+			reached = "NOT reached"
+		}
+		fmt.Fprintf(w, "  goal %.2f: %s\n", s.Goal, reached)
 	}
 	for _, k := range s.Skipped {
 		fmt.Fprintf(w, "  without %s: %s\n", k.Name, k.Why)

@@ -115,7 +115,7 @@ func (r *runner) note(format string, args ...any) {
 
 // measure runs all rounds of one scenario.
 func (r *runner) measure(ctx context.Context, s *scenario) (Scenario, error) {
-	m := Scenario{Name: s.name, About: s.about, Bytes: r.options.Size}
+	m := Scenario{Name: s.name, About: s.about, Bytes: r.options.Size, Goal: s.goal}
 	r.options.Tell(fmt.Sprintf("%s: %s; making the images", s.name, s.about))
 	if err := r.makeSources(ctx, s, &m); err != nil {
 		return m, err

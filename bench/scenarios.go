@@ -13,6 +13,7 @@ type scenario struct {
 	changed     int  // size of the pages that are changed before each run; 0: into an empty target
 	huge        bool // an image 256 times the size with a quarter of the size in data, beside one that is just these data
 	contenders  []contender
+	goal        float64 // speed of the first contender, in those of the second; 0: none
 }
 
 // contender is one tool in one way of using it. The first of a scenario is the one that the others are
@@ -23,11 +24,16 @@ type contender struct {
 	small bool // works on the small image of a huge scenario
 }
 
-const changedShare = 0.01
+const (
+	changedShare = 0.01
+	secureGoal   = 0.8 // of the speed without TLS
+)
 
 var (
 	ours     = contender{name: "blkmirror", tool: blkmirror{}}
 	indexed  = contender{name: "blkmirror --trust-index", tool: blkmirror{trustIndex: true}}
+	secured  = contender{name: "blkmirror, TLS", tool: blkmirror{secure: true}}
+	insecure = contender{name: "blkmirror --insecure", tool: blkmirror{}}
 	nbd      = contender{name: "nbdcopy", tool: nbdcopy{}}
 	rsyncAll = contender{name: "rsync --inplace", tool: rsync{}}
 	rsyncDif = contender{name: "rsync --inplace --no-whole-file", tool: rsync{delta: true}}
@@ -39,6 +45,10 @@ var scenarios = slices.Concat(
 	[]scenario{
 		delta("delta-4k", 4<<10, false), delta("delta-64k", 64<<10, false),
 		delta("delta-4k-tcp", 4<<10, true), delta("delta-64k-tcp", 64<<10, true),
+		{
+			name: "tcp-tls", about: "incompressible, over loopback TCP into an empty target, with TLS and without", content: Random, tcp: true,
+			contenders: []contender{secured, insecure}, goal: secureGoal,
+		},
 		{
 			name: "huge-sparse", about: "a huge image with little data beside an image of just these data, over loopback TCP",
 			content: Random, tcp: true, huge: true,

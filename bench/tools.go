@@ -33,16 +33,21 @@ type run struct {
 }
 
 // blkmirror is `serve` and `sync` of the binary at hand.
-type blkmirror struct{ trustIndex bool }
+type blkmirror struct{ trustIndex, secure bool }
 
 func (blkmirror) missing() string { return "" }
 
-func (blkmirror) prepare(ctx context.Context, r *run) error {
+func (b blkmirror) prepare(ctx context.Context, r *run) error {
 	if !r.scenario.tcp {
 		return nil
 	}
+	if b.secure {
+		if err := Introduce(r.stateOf("sync"), r.stateOf("node"), benchVolume); err != nil {
+			return err
+		}
+	}
 	node, err := StartNode(ctx, NodeOptions{Binary: r.options.Binary, State: r.stateOf("node"), Control: filepath.Join(r.sockets, "control.sock"),
-		Flags: []string{"--quiet", "--volume", "bench=" + r.target}, Profile: r.profileOf("serve")})
+		TLS: b.secure, Flags: []string{"--quiet", "--volume", benchVolume + "=" + r.target}, Profile: r.profileOf("serve")})
 	if err != nil {
 		return err
 	}
@@ -51,13 +56,13 @@ func (blkmirror) prepare(ctx context.Context, r *run) error {
 }
 
 func (b blkmirror) client(r *run) []string {
-	argv := []string{r.options.Binary, "sync", "--insecure", "--json", "--grow-ok", "--state", r.stateOf("sync")}
+	argv := []string{r.options.Binary, "sync", fmt.Sprintf("--insecure=%t", !b.secure), "--json", "--grow-ok", "--state", r.stateOf("sync")}
 	if b.trustIndex {
 		argv = append(argv, "--trust-index")
 	}
 	to := r.target
 	if r.server != nil {
-		to = "blk://" + r.address + "/bench"
+		to = "blk://" + r.address + "/" + benchVolume
 	}
 	return append(argv, "--", r.source, to)
 }

@@ -18,7 +18,6 @@ import (
 
 	"github.com/blkmirror/blkmirror/bench"
 	"github.com/blkmirror/blkmirror/engine"
-	"github.com/blkmirror/blkmirror/wire/identity"
 )
 
 const (
@@ -159,7 +158,7 @@ func (q *quickstart) exportSocket() string { return filepath.Join(q.sockets, "di
 
 func (q *quickstart) startNodes(ctx context.Context) error {
 	q.say("2. Start two nodes, each a process of its own, that trust each other's keys and talk TLS")
-	if err := q.exchangeKeys(); err != nil {
+	if err := bench.Introduce(filepath.Join(q.dir, "primary"), filepath.Join(q.dir, "mirror"), quickVolume); err != nil {
 		return err
 	}
 	if err := q.startMirror(ctx, ""); err != nil {
@@ -175,22 +174,6 @@ func (q *quickstart) startNodes(ctx context.Context) error {
 	}
 	q.note("the primary exports %s as an NBD disk at unix:%s", filepath.Base(q.source), q.exportSocket())
 	return nil
-}
-
-// exchangeKeys is 'keys show' and 'keys trust' on both sides.
-func (q *quickstart) exchangeKeys() error {
-	primary, err := openKeys(filepath.Join(q.dir, "primary"), identity.Options{})
-	if err != nil {
-		return err
-	}
-	mirror, err := openKeys(filepath.Join(q.dir, "mirror"), identity.Options{})
-	if err != nil {
-		return err
-	}
-	if err := primary.Trust("mirror", mirror.ID().String(), []identity.Grant{{Volume: quickVolume, As: identity.AsMirror}}); err != nil {
-		return err
-	}
-	return mirror.Trust("primary", primary.ID().String(), []identity.Grant{{Volume: quickVolume, As: identity.AsPrimary}})
 }
 
 // startMirror starts it at the address that it had, if it had one.
