@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -29,7 +30,7 @@ type peerView struct {
 }
 
 func viewPeer(p identity.PeerInfo, now time.Time) peerView {
-	v := peerView{Name: p.Name, Keys: viewKeys(p.Keys), CA: p.CA, Grants: []grantView{}, Expires: p.Expires, Warnings: append([]string{}, p.Warnings...)}
+	v := peerView{Name: p.Name, Keys: viewKeys(p.Keys), CA: p.CA, Grants: []grantView{}, Expires: p.Expires, Warnings: slices.Concat([]string{}, p.Warnings, p.Notes)}
 	for _, g := range p.Grants {
 		v.Grants = append(v.Grants, grantView{g.Volume, rolesOf(g.As), g.Until})
 	}
@@ -125,7 +126,7 @@ func (a *app) printPeers(peers []identity.PeerInfo) {
 	}
 	t.Flush()
 	for _, p := range peers {
-		a.warnings(p.Warnings)
+		a.warnings(slices.Concat(p.Warnings, p.Notes))
 	}
 }
 

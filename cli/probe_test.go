@@ -60,6 +60,29 @@ func TestProbeAndDoctorOfNobody(t *testing.T) {
 	}
 }
 
+// TestStatusTellsOfKeys: what ends soon is an alert while everything still works, and is told once.
+func TestStatusTellsOfKeys(t *testing.T) {
+	const ends, stale = "the right of peer east as mirror ends in 12 days", "peer east still uses the old key"
+	m := engine.MirrorStatus{Name: "east", State: "connected", Warnings: []string{ends, stale}}
+	v := engine.VolumeStatus{Name: "db", State: "ok", Role: "primary", Mirrors: []engine.MirrorStatus{m}}
+	s := engine.Status{Node: engine.NodeStatus{Name: "west", Warnings: []string{ends}}, Volumes: []engine.VolumeStatus{v}}
+	var out bytes.Buffer
+	printStatus(&out, s, time.Now())
+	if text := out.String(); strings.Count(text, ends) != 1 || !strings.Contains(text, "\nwarning: "+ends) || !strings.Contains(text, "east: warning: "+stale) {
+		t.Error(text)
+	}
+	out.Reset()
+	a := &app{stdout: &output{w: &out}}
+	if err := a.checkStatus(s, 0); exitCode(err) != exitState || out.String() != "keys: "+ends+"\n" {
+		t.Errorf("%v, %q", err, out.String())
+	}
+	s.Node.Warnings = nil
+	out.Reset()
+	if err := a.checkStatus(s, 0); err != nil {
+		t.Errorf("%v, %q", err, out.String())
+	}
+}
+
 // TestStatusTellsOfAProbe: a mirror that is connected needs a look all the same where it could not be reached again.
 func TestStatusTellsOfAProbe(t *testing.T) {
 	m := engine.MirrorStatus{Name: "east", State: "connected", Probe: &engine.ProbeStatus{OK: true}}

@@ -31,7 +31,8 @@ func (a *app) statusCommand() *cli.Command {
 		Description: `
 ` + controlHelp + `
 --check is for monitoring: one line, exit 0 where everything is as it should be, 7 where a volume or a
-mirror needs a look (not connected, behind, without room, read-only, failed…), 3 without a daemon.
+mirror needs a look (not connected, behind, without room, read-only, failed…), or where a right or a
+certificate ends within three weeks; 3 without a daemon.
 
 --history shows the last disconnects, also those before a restart of the daemon: when, of whom, how old the
 connection was, the class, how many attempts failed after it for the same reason, and what to do next.`,
@@ -132,6 +133,9 @@ func (a *app) watchStatus(ctx context.Context, control, volume string) error {
 // checkStatus prints one line.
 func (a *app) checkStatus(s engine.Status, maxLag time.Duration) error {
 	var all []string
+	for _, warning := range s.Node.Warnings {
+		all = append(all, "keys: "+warning)
+	}
 	worst, mirrors := 0.0, 0
 	for _, v := range s.Volumes {
 		for _, t := range troubles(v, maxLag) {

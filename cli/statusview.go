@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -13,7 +14,11 @@ import (
 
 // printStatus writes a status for people.
 func printStatus(w io.Writer, s engine.Status, now time.Time) {
-	fmt.Fprintf(w, "node %s, %s %s, listening on %s\n\n", firstOf(s.Node.Name, s.Node.ID), name, s.Node.Version, s.Listen)
+	fmt.Fprintf(w, "node %s, %s %s, listening on %s\n", firstOf(s.Node.Name, s.Node.ID), name, s.Node.Version, s.Listen)
+	for _, warning := range s.Node.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", warning)
+	}
+	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "VOLUME\tSTATE\tROLE\tSIZE\tEPOCH\tDEVICE")
 	for _, v := range s.Volumes {
@@ -27,7 +32,7 @@ func printStatus(w io.Writer, s engine.Status, now time.Time) {
 	for _, v := range s.Volumes {
 		printTrouble(w, v)
 		if isLive(v) {
-			printLive(w, v, now)
+			printLive(w, s.Node.Warnings, v, now)
 		}
 		for _, c := range v.Sessions {
 			printSession(w, v, c)
@@ -68,8 +73,9 @@ func printNext(w io.Writer, next string) {
 	}
 }
 
-// printLive writes what is known of a volume with a role, and of those that it has to do with.
-func printLive(w io.Writer, v engine.VolumeStatus, now time.Time) {
+// printLive writes what is known of a volume with a role, and of those that it has to do with, but for the warnings that
+// are told already.
+func printLive(w io.Writer, told []string, v engine.VolumeStatus, now time.Time) {
 	peers, what := v.Mirrors, "MIRROR"
 	if v.Role == "mirror" {
 		peers, what = nil, "PRIMARY"
@@ -103,10 +109,10 @@ func printLive(w io.Writer, v engine.VolumeStatus, now time.Time) {
 		fmt.Fprintf(w, "  no %s\n", strings.ToLower(what))
 		return
 	}
-	printPeers(w, v.Name, what, peers, now)
+	printPeers(w, told, v.Name, what, peers, now)
 }
 
-func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, now time.Time) {
+func printPeers(w io.Writer, told []string, volume, what string, peers []engine.MirrorStatus, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "  %s\tSTATE\tLAG\tBYTES\tCOMMITTED\tNEEDS\tSTAGED\tSHIPPED\tON THE WIRE\tADDRESS\n", what)
 	for _, m := range peers {
@@ -123,7 +129,9 @@ func printPeers(w io.Writer, volume, what string, peers []engine.MirrorStatus, n
 			fmt.Fprintf(w, "  %s is %s: %s\n", cmp.Or(m.Name, m.Node), m.State, m.Reason)
 		}
 		for _, warning := range m.Warnings {
-			fmt.Fprintf(w, "  %s: warning: %s\n", cmp.Or(m.Name, m.Node), warning)
+			if !slices.Contains(told, warning) {
+				fmt.Fprintf(w, "  %s: warning: %s\n", cmp.Or(m.Name, m.Node), warning)
+			}
 		}
 		if c := m.Mismatches; c != (engine.MismatchCounts{}) {
 			fmt.Fprintf(w, "  %s: checksums that did not match: %d for the connection, %d for the primary, %d for the mirror\n",

@@ -44,6 +44,8 @@ type NodeStatus struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
 	Key     string `json:"key,omitempty"` // the ID: what other nodes trust
+	// Warnings are what a person has to do about keys, certificates and rights: before they end.
+	Warnings []string `json:"warnings,omitempty"`
 	// Disconnects counts them since the start, by class; each class is there.
 	Disconnects map[string]int64 `json:"disconnects,omitempty"`
 }

@@ -65,7 +65,7 @@ func (s *server) answerStatus(w http.ResponseWriter, r *http.Request) {
 		Volumes: []VolumeStatus{},
 	}
 	if s.Identity != nil {
-		st.Node.Key = s.Identity.ID().String()
+		st.Node.Key, st.Node.Warnings = s.Identity.ID().String(), s.gate.warnings()
 	}
 	only := r.FormValue("volume")
 	if only != "" && s.volumes[only] == nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
 	"github.com/blkmirror/blkmirror/wire/identity"
@@ -203,6 +204,18 @@ func (g *gate) sweep() {
 	}
 }
 
+// warnings are what a person has to do about keys: this node's, and those of all peers, connected or not.
+func (g *gate) warnings() []string {
+	if g.id == nil {
+		return nil
+	}
+	texts := g.id.Warnings()
+	for _, p := range g.id.Peers() {
+		texts = append(texts, p.Warnings...)
+	}
+	return texts
+}
+
 // describe adds to a status who the peers are.
 func (g *gate) describe(v *VolumeStatus) {
 	if g.id == nil {
@@ -222,7 +235,8 @@ func (g *gate) describe(v *VolumeStatus) {
 			m.Key = peer.Key.String()
 		}
 		if i := slices.IndexFunc(peers, func(p identity.PeerInfo) bool { return p.Name == peer.Name }); i >= 0 {
-			m.Warnings = peers[i].Warnings
+			m.Warnings = slices.Concat(peers[i].Warnings, peers[i].Notes)
+			m.KeyDaysLeft = peers[i].DaysLeft(time.Now())
 		}
 	}
 	for i := range v.Mirrors {

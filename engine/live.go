@@ -71,11 +71,12 @@ type liveVolume interface {
 
 // MirrorStatus is one mirror as its primary sees it, or the primary as its mirror sees it.
 type MirrorStatus struct {
-	Name           string           `json:"name,omitempty"`     // as configured: what `resume --overwrite-mirror` wants
-	Node           string           `json:"node"`               // what it calls itself
-	Peer           string           `json:"peer,omitempty"`     // its name among those that are trusted (keys)
-	Key            string           `json:"key,omitempty"`      // by which it proved itself: its ID, or the name in its certificate
-	Warnings       []string         `json:"warnings,omitempty"` // of its key and what it may do
+	Name           string           `json:"name,omitempty"`          // as configured: what `resume --overwrite-mirror` wants
+	Node           string           `json:"node"`                    // what it calls itself
+	Peer           string           `json:"peer,omitempty"`          // its name among those that are trusted (keys)
+	Key            string           `json:"key,omitempty"`           // by which it proved itself: its ID, or the name in its certificate
+	Warnings       []string         `json:"warnings,omitempty"`      // of its key and what it may do
+	KeyDaysLeft    *float64         `json:"key_days_left,omitempty"` // up to the nearest end of its rights and of certificates; none: no end
 	Address        string           `json:"address"`
 	State          string           `json:"state"`
 	Reason         string           `json:"reason,omitempty"` // why it is in that state, and what to do

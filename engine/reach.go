@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/engine/doctor"
@@ -48,11 +49,7 @@ func (r *reach) secure(ctx context.Context, nc net.Conn) (net.Conn, *doctor.Iden
 	}
 	for _, known := range r.identity.Peers() {
 		if known.Name == peer.Name {
-			who.Warnings = known.Warnings
-			if !known.Expires.IsZero() {
-				days := time.Until(known.Expires).Hours() / 24
-				who.DaysLeft = &days
-			}
+			who.Warnings, who.DaysLeft = slices.Concat(known.Warnings, known.Notes), known.DaysLeft(time.Now())
 		}
 	}
 	return nc, who, peer, nil

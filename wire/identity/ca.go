@@ -111,14 +111,14 @@ func (c *ca) files() caFiles {
 	return c.loaded
 }
 
-// state is what is wrong with the files, and the end of the certificate.
-func (c *ca) state() (broken string, until time.Time) {
+// state is what is wrong with the files, and how long the certificate is good.
+func (c *ca) state() (broken string, certificate span) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.loaded.certificate != nil {
-		until = c.loaded.certificate.Leaf.NotAfter
+		certificate = span{c.loaded.certificate.Leaf.NotBefore, c.loaded.certificate.Leaf.NotAfter}
 	}
-	return c.broken, until
+	return c.broken, certificate
 }
 
 // verify says whether the authority vouches for the chain now.

@@ -158,6 +158,30 @@ func TestCABeside(t *testing.T) {
 	}
 }
 
+// TestCAShort: who makes a new certificate each day is not warned all the time, but when that was forgotten.
+func TestCAShort(t *testing.T) {
+	clock := newClock()
+	authority := newAuthority(t, clock) // its certificates are good from a day ago
+	a := newNode(t, clock, authority.issue(t, t.TempDir(), "a.example.org", clock.now().Add(2*days)))
+	b := newNode(t, clock, authority.issue(t, t.TempDir(), "b.example.org", clock.now().Add(2*days)))
+	must(t, a.Trust("b", "dns:b.example.org", nil))
+	must(t, b.Trust("a", "dns:a.example.org", nil))
+	for _, c := range []struct {
+		pass time.Duration
+		want int
+	}{{0, 0}, {days - time.Minute, 0}, {2 * time.Minute, 1}} {
+		clock.pass(c.pass)
+		if dialler, _ := meet(t, a, b, "db", AsMirror); dialler.err != nil {
+			t.Fatal(dialler.err)
+		}
+		a.Tick()
+		p := a.Peers()[0]
+		if len(a.Warnings()) != c.want || len(p.Warnings) != c.want || *p.DaysLeft(clock.now()) > 2 {
+			t.Errorf("%v on: own %q, of the peer %q, %v days left", c.pass, a.Warnings(), p.Warnings, *p.DaysLeft(clock.now()))
+		}
+	}
+}
+
 func TestCAFiles(t *testing.T) {
 	clock := newClock()
 	authority := newAuthority(t, clock)

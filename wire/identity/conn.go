@@ -6,7 +6,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
 )
@@ -87,12 +86,12 @@ func (n *Node) noteTaken(p Peer) {
 	}
 }
 
-// noteCertificate notes the end of a peer's certificate; the zero time: it came with a key.
-func (n *Node) noteCertificate(name string, until time.Time) {
+// noteCertificate notes how long a peer's certificate is good; the zero value: it came with a key.
+func (n *Node) noteCertificate(name string, s span) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p := n.files.trust.byName(name); p != nil && !p.CertificateUntil.Equal(stamp(until)) {
-		n.certUntil[name] = until
+	if p := n.files.trust.byName(name); p != nil && !p.CertificateUntil.Equal(stamp(s.until)) {
+		n.certs[name] = s
 	}
 }
 

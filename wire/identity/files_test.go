@@ -49,7 +49,7 @@ func sampleTrust() *trust {
 				{ID: peerID(14), Added: at, Person: true, Until: at.Add(30 * days)},
 				{ID: peerID(15), Added: at.Add(time.Hour), After: peerID(14), Switch: at.Add(days)},
 			}, Grants: []Grant{{Volume: "db", As: AsMirror}, {Volume: "www", As: AsPrimary, Until: at.Add(365 * days)}}, Knows: r[1].id},
-			{Name: "saturn", Host: "saturn.example.org", Grants: []Grant{{As: AsPrimary}}, CertificateUntil: at.Add(90 * days)},
+			{Name: "saturn", Host: "saturn.example.org", Grants: []Grant{{As: AsPrimary}}, CertificateFrom: at, CertificateUntil: at.Add(90 * days)},
 		},
 		Revoked: []revoked{{Key: peerID(16), Name: "mars", At: at}},
 	}

@@ -56,8 +56,8 @@ type handshake struct {
 	ca    caFiles
 	now   time.Time
 
-	peer      Peer
-	certUntil time.Time // with a CA's certificate
+	peer Peer
+	cert span // with a CA's certificate
 }
 
 func (n *Node) newHandshake() *handshake {
@@ -225,7 +225,7 @@ func (h *handshake) identify(s tls.ConnectionState) error {
 	for _, name := range leaf.DNSNames {
 		name = strings.ToLower(name)
 		if p := h.files.trust.byHost(name); p != nil {
-			h.peer.Name, h.peer.CA, h.certUntil = p.Name, name, leaf.NotAfter
+			h.peer.Name, h.peer.CA, h.cert = p.Name, name, span{leaf.NotBefore, leaf.NotAfter}
 			return p.may(h.now, "", 0)
 		}
 	}
@@ -245,7 +245,7 @@ func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *
 		return nil, Peer{}, err
 	}
 	c.peer = h.peer
-	h.node.noteCertificate(h.peer.Name, h.certUntil)
+	h.node.noteCertificate(h.peer.Name, h.cert)
 	return c, h.peer, nil
 }
 

@@ -27,7 +27,17 @@ type PeerInfo struct {
 	CA       string
 	Grants   []Grant
 	Expires  time.Time // the nearest end of all; zero: none
-	Warnings []string  // for a person
+	Warnings []string  // a person has to do something
+	Notes    []string  // what settles by itself
+}
+
+// DaysLeft is up to the nearest end; nil: there is none.
+func (p PeerInfo) DaysLeft(now time.Time) *float64 {
+	if p.Expires.IsZero() {
+		return nil
+	}
+	days := p.Expires.Sub(now).Hours() / 24
+	return &days
 }
 
 // Own lists the own keys, newest last.
@@ -59,66 +69,79 @@ func (n *Node) Warnings() []string {
 		}
 	}
 	n.mu.Unlock()
-	broken, until := n.ca.state()
+	broken, certificate := n.ca.state()
 	if broken != "" {
 		texts = append(texts, broken)
 	}
-	if text := ending("the certificate of this node", until, n.now()); text != "" {
+	if text := certificate.ending("the certificate of this node", n.now()); text != "" {
 		texts = append(texts, text+": have the CA make a new one")
 	}
 	return texts
 }
 
+// span is when something is good; from zero: nobody knows since when, until zero: it has no end.
+type span struct{ from, until time.Time }
+
+// near tells whether the end is to be announced. What is good for a short time only, and made anew all the time, is
+// announced when its last third begins.
+func (s span) near(now time.Time) bool {
+	ahead := time.Duration(warnAhead)
+	if !s.from.IsZero() {
+		ahead = min(ahead, s.until.Sub(s.from)/3)
+	}
+	return !s.until.IsZero() && s.until.Sub(now) < ahead
+}
+
 // ending says that something ends soon, or has; "" where it does not.
-func ending(what string, until, now time.Time) string {
-	left := until.Sub(now)
+func (s span) ending(what string, now time.Time) string {
+	left := s.until.Sub(now)
 	switch {
-	case until.IsZero() || left >= warnAhead:
+	case !s.near(now):
 		return ""
 	case left <= 0:
-		return fmt.Sprintf("%s ended on %s", what, moment(until))
+		return fmt.Sprintf("%s ended on %s", what, moment(s.until))
 	case left < oneDay:
-		return fmt.Sprintf("%s ends today, %s", what, moment(until))
+		return fmt.Sprintf("%s ends within a day, %s", what, moment(s.until))
 	}
-	return fmt.Sprintf("%s ends in %d days, %s", what, left/oneDay, moment(until))
+	return fmt.Sprintf("%s ends in %d days, %s", what, left/oneDay, moment(s.until))
 }
 
 // Peers lists the peers by name.
 func (n *Node) Peers() []PeerInfo {
 	now := n.now()
-	_, ownUntil := n.ca.state()
+	_, own := n.ca.state()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var infos []PeerInfo
 	for _, p := range n.files.trust.Peers {
 		info := PeerInfo{Name: p.Name, Keys: p.infos(now), CA: p.Host, Grants: slices.Clone(p.Grants)}
-		until := p.CertificateUntil
-		if seen, ok := n.certUntil[p.Name]; ok {
-			until = seen
+		certificate := span{p.CertificateFrom, p.CertificateUntil}
+		if seen, ok := n.certs[p.Name]; ok {
+			certificate = seen
 		}
 		if p.Host == "" {
-			until = time.Time{}
+			certificate = span{}
 		}
 		nearest := func(t time.Time) {
 			if !t.IsZero() && (info.Expires.IsZero() || t.Before(info.Expires)) {
 				info.Expires = t
 			}
 		}
-		nearest(ownUntil)
-		nearest(until)
+		nearest(own.until)
+		nearest(certificate.until)
 		warn := func(text string) {
 			if text != "" {
 				info.Warnings = append(info.Warnings, text)
 			}
 		}
-		warn(ending("the certificate of peer "+p.Name, until, now))
+		warn(certificate.ending("the certificate of peer "+p.Name, now))
 		for _, g := range p.Grants {
 			nearest(g.Until)
 			right := "the right of peer " + p.Name
 			if g.Volume != "" {
 				right += " to volume " + g.Volume
 			}
-			warn(ending(fmt.Sprintf("%s as %v", right, g.As), g.Until, now))
+			warn(span{until: g.Until}.ending(fmt.Sprintf("%s as %v", right, g.As), now))
 		}
 		if last := len(p.Keys) - 1; last >= 0 {
 			nearest(p.Keys[last].Until) // it has no successor here: there was an alarm
@@ -127,21 +150,25 @@ func (n *Node) Peers() []PeerInfo {
 			warn(fmt.Sprintf("ALARM: the key %s of peer %s has two successors, %s and %s: somebody has a copy of it; neither is taken. "+
 				"Ask its owner for the right ID and trust that, or revoke %s", a.Key, p.Name, a.Nexts[0], a.Nexts[1], p.Name))
 		}
-		warn(n.staleLocked(p, now))
+		if text, urgent := n.staleLocked(p, now); urgent {
+			warn(text)
+		} else if text != "" {
+			info.Notes = append(info.Notes, text)
+		}
 		infos = append(infos, info)
 	}
 	return infos
 }
 
-// staleLocked tells of a peer that missed a switch of our keys.
-func (n *Node) staleLocked(p *peer, now time.Time) string {
+// staleLocked tells of a peer that missed a switch of our keys. It is urgent when the grace is nearly over.
+func (n *Node) staleLocked(p *peer, now time.Time) (text string, urgent bool) {
 	own := n.files.own
 	i := own.index(n.knowsLocked(p.Name))
 	if i < 0 || i >= own.current(now) {
-		return ""
+		return "", false
 	}
 	return fmt.Sprintf("peer %s still uses the old key %s of this node, good until %s; it is told of the new one as soon as it is connected",
-		p.Name, own[i].id, moment(own[i].until))
+		p.Name, own[i].id, moment(own[i].until)), span{own[i+1].from, own[i].until}.near(now)
 }
 
 // infos are the peer's keys as they are seen from here.

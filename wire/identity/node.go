@@ -48,8 +48,8 @@ type Node struct {
 	unkept  string               // why what peers said of their keys could not be kept; until something can
 	told    map[string]time.Time // what was logged, and when
 	// What connections have shown and the next Tick writes down, by the peer's name.
-	knows     map[string]ID
-	certUntil map[string]time.Time
+	knows map[string]ID
+	certs map[string]span // of the certificate by which it came
 	// How often a peer did not take the key that a Dial showed, since it last took one.
 	declined map[string]int
 }
@@ -83,7 +83,7 @@ func open(o Options, f folder) (*Node, error) {
 	}
 	o.Grace = max(o.Grace, o.Lifetime)
 	n := &Node{
-		options: o, folder: f, told: map[string]time.Time{}, knows: map[string]ID{}, certUntil: map[string]time.Time{},
+		options: o, folder: f, told: map[string]time.Time{}, knows: map[string]ID{}, certs: map[string]span{},
 		declined: map[string]int{},
 	}
 	var err error
@@ -338,7 +338,7 @@ func (n *Node) due() bool {
 	if _, due := f.own.due(now, n.options.Lifetime); due || !f.own.stretch(now, n.options.Grace).expire(now).equal(f.own) {
 		return true
 	}
-	return len(n.knows)+len(n.certUntil) > 0 || slices.ContainsFunc(f.trust.Peers, func(p *peer) bool {
+	return len(n.knows)+len(n.certs) > 0 || slices.ContainsFunc(f.trust.Peers, func(p *peer) bool {
 		return len(p.kept(now)) < len(p.Keys)
 	})
 }
@@ -360,14 +360,14 @@ func (n *Node) keep(f *files) (err error) {
 			p.Knows = id
 		}
 	}
-	for name, until := range n.certUntil {
+	for name, s := range n.certs {
 		if p := f.trust.byName(name); p != nil {
-			p.CertificateUntil = stamp(until)
+			p.CertificateFrom, p.CertificateUntil = stamp(s.from), stamp(s.until)
 		}
 	}
 	// What is noted from here on waits for the next time; what could not be written is learnt again.
 	clear(n.knows)
-	clear(n.certUntil)
+	clear(n.certs)
 	return nil
 }
 
@@ -384,7 +384,7 @@ func (t *trust) ends(from, to time.Time) bool {
 func (n *Node) warn(now time.Time) {
 	texts := n.Warnings()
 	for _, p := range n.Peers() {
-		texts = append(texts, p.Warnings...)
+		texts = append(append(texts, p.Warnings...), p.Notes...)
 	}
 	n.mu.Lock()
 	maps.DeleteFunc(n.told, func(text string, at time.Time) bool {

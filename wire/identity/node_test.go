@@ -201,7 +201,7 @@ func TestAhead(t *testing.T) {
 			clock.pass(8 * time.Hour)
 		}
 	}
-	if len(n.log) < 22 || len(n.log) > 27 || !n.logged("ends in 20 days") || !n.logged("ends today") || !n.logged("ended on") {
+	if len(n.log) < 22 || len(n.log) > 27 || !n.logged("ends in 20 days") || !n.logged("ends within a day") || !n.logged("ended on") {
 		t.Errorf("%d texts: %q", len(n.log), n.log)
 	}
 }

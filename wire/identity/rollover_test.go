@@ -155,8 +155,8 @@ func TestAway(t *testing.T) {
 		if n := join(t, from, to).tell(t); n != 2 {
 			t.Errorf("%d keys were told, want 2", n)
 		}
-		if warnings := a.Peers()[0].Warnings; len(warnings) > 0 {
-			t.Errorf("warnings: %q", warnings)
+		if p := a.Peers()[0]; len(p.Warnings)+len(p.Notes) > 0 {
+			t.Errorf("warnings %q, notes %q", p.Warnings, p.Notes)
 		}
 		_, err := a.Rotate(0)
 		must(t, err)

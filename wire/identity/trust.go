@@ -78,7 +78,8 @@ type peer struct {
 	Keys   []peerKey `json:"keys,omitempty"` // newest last
 	Grants []Grant   `json:"grants"`
 	Knows  ID        `json:"knows,omitzero"` // the newest of our own keys that it is known to have
-	// CertificateUntil is the end of the certificate by which it came last.
+	// The certificate by which it came last is good from and until then.
+	CertificateFrom  time.Time `json:"certificate_from,omitzero"`
 	CertificateUntil time.Time `json:"certificate_until,omitzero"`
 	Alarms           []alarm   `json:"alarms,omitempty"`
 }
