@@ -127,8 +127,8 @@ func (a *app) keysTrust() *cli.Command {
 	}
 	return a.keysSub("trust", "trust another node: its ID, under a name of yours", "NAME ID", `
 ID is what 'keys show' prints there. As primary it may write to the mirror of the volume that is here; as
-mirror it may have the volume's content. Said again for the same name and ID it adds rights, or changes when
-they end. dns:HOST in place of an ID is for nodes with a certificate of a CA (tls_ca of serve). `+keysHelp, `
+mirror it may have the volume's content. Said again for the same name and ID it adds the rights that are named,
+or changes when they end; without any of the flags it only confirms that the ID is the right one. dns:HOST in place of an ID is for nodes with a certificate of a CA (tls_ca of serve). `+keysHelp, `
 blkmirror keys trust pluto AAAAAAA-BBBBBBB-CCCCCCC-DDDDDDD-EEEEEEE-FFFFFFF-GGGGGGG-HHHHHHH
 blkmirror keys trust pluto ID --volume db --as mirror --until 2027-12-31`, flags,
 		func(n *identity.Node, args cli.Args) error {
@@ -150,19 +150,28 @@ blkmirror keys trust pluto ID --volume db --as mirror --until 2027-12-31`, flags
 			if err != nil {
 				return err
 			}
+			of := func(p identity.PeerInfo) bool { return p.Name == peer }
+			known := slices.ContainsFunc(n.Peers(), of)
 			if err := n.Trust(peer, id, grants); err != nil {
 				return keysError("trust", peer, err)
+			}
+			if known && len(grants) == 0 {
+				fmt.Fprintf(a.stdout, "%s was known: its rights are as they were; --volume, --as and --until add some\n", peer)
 			}
 			if !end.IsZero() && !end.After(time.Now()) {
 				a.warnings([]string{"that time is over: nothing is allowed by it"})
 			}
-			a.printPeers(slices.DeleteFunc(n.Peers(), func(p identity.PeerInfo) bool { return p.Name != peer }))
+			a.printPeers(slices.DeleteFunc(n.Peers(), func(p identity.PeerInfo) bool { return !of(p) }))
 			return nil
 		})
 }
 
-// grantsOf puts the flags together. Without any a peer gets everything.
+// grantsOf puts the flags together. None at all are no grants: a new peer gets everything then, and of one that is
+// known only the ID is confirmed, so that nobody who answers an alarm gives more away than before.
 func grantsOf(volumes []string, as side, until time.Time) ([]identity.Grant, error) {
+	if len(volumes) == 0 && as == "" && until.IsZero() {
+		return nil, nil
+	}
 	role := identity.AsPrimary | identity.AsMirror
 	switch as {
 	case "primary":

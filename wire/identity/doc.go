@@ -12,5 +12,5 @@
 //	ca.go         certificates of an authority, in place of pinned keys
 //	handshake.go  Dial and Accept; conn.go what comes of them
 //	keynext.go    the announcement of a successor; rollover.go its exchange with a peer
-//	info.go       what a person is told
+//	info.go       what a person is told; dump.go what he is shown of the files
 package identity
