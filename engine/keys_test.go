@@ -354,3 +354,61 @@ func TestKeysInsistence(t *testing.T) {
 		t.Errorf("%d refusals, at most %d; notes %v; %q", refused, most, noted, log)
 	}
 }
+
+// One peer, whatever he is trusted with, does not take the places of the others, and is told so.
+func TestKeysPlaces(t *testing.T) {
+	p := newSecurePair(t)
+	m := p.mirrors[0]
+	p.settle()
+	greedy := newIdentity(t, filepath.Join(p.dir, "greedy"))
+	trusts(t, m.id, "greedy", greedy)
+	trusts(t, greedy, "m", m.id)
+	probe := &wire.Hello{Role: wire.RoleProbe}
+	for i := range maxConnectionsOne {
+		if _, err := dialAs(t, greedy, m.listen, probe); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	_, err := dialAs(t, greedy, m.listen, probe)
+	if remote, ok := errors.AsType[*wire.RemoteError](err); !ok || remote.Code != wire.CodeBusy || !strings.Contains(remote.Text, "64 connections of peer greedy") {
+		t.Errorf("one connection more: %v", err)
+	}
+	if _, err := dialAs(t, p.primary.id, m.listen, probe); err != nil {
+		t.Errorf("another peer: %v", err)
+	}
+	if s := p.mirrorStatus(0); s.Reconnects != 0 || s.LastDisconnect != nil {
+		t.Errorf("the session was disturbed: %+v", s.LastDisconnect)
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	var p places
+	var leave []func()
+	for i := range maxConnections {
+		l, err := p.take([]string{"a", "b"}[i%2])
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		leave = append(leave, l)
+	}
+	if _, err := p.take("c"); err == nil {
+		t.Error("more than there are")
+	}
+	leave[0]()
+	if _, err := p.take("b"); err == nil {
+		t.Error("more than half")
+	}
+	for range 2 { // a place that was left can be taken again
+		l, err := p.take("c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l()
+	}
+	for _, l := range leave[1:] {
+		l()
+	}
+	if p.count != 0 || len(p.of) != 0 {
+		t.Errorf("%d are left, %v", p.count, p.of)
+	}
+}

@@ -92,10 +92,49 @@ func origin(nc net.Conn) netip.Addr {
 	return a
 }
 
+// The connections behind their handshake: sessions of volumes, one-shot syncs, probes, knocks. No peer, however much he is
+// trusted, takes the places of all others.
+const (
+	maxConnections    = 128
+	maxConnectionsOne = maxConnections / 2 // of one peer; with Insecure there are no peers
+)
+
+// places counts them.
+type places struct {
+	mu    sync.Mutex
+	count int
+	of    map[string]int // by the peer's name
+}
+
+// take takes a place for the peer, if there is one.
+func (p *places) take(peer string) (leave func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.count >= maxConnections:
+		return nil, fmt.Errorf("%d connections are open", p.count)
+	case peer != "" && p.of[peer] >= maxConnectionsOne:
+		return nil, fmt.Errorf("%d connections of peer %s are open", p.of[peer], peer)
+	}
+	if p.of == nil {
+		p.of = map[string]int{}
+	}
+	p.count++
+	p.of[peer]++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.count--
+		if p.of[peer]--; p.of[peer] == 0 {
+			delete(p.of, peer)
+		}
+	}, nil
+}
+
 // receive takes a connection that was accepted. It waits for nothing.
 func (s *server) receive(ctx context.Context, nc net.Conn) {
 	if s.Identity == nil {
-		s.conns.Go(func() { s.begin(ctx, nc, identity.Peer{}, wire.HandshakeTimeout) })
+		s.conns.Go(func() { s.plain(ctx, nc) })
 		return
 	}
 	leave, ok := s.lobby.enter(nc)
@@ -104,35 +143,64 @@ func (s *server) receive(ctx context.Context, nc net.Conn) {
 		s.strangers.say(fmt.Sprintf("%s: closed at once: %d handshakes are under way, or %d of its address", nc.RemoteAddr(), maxHandshakes, maxHandshakesOne))
 		return
 	}
-	s.conns.Go(func() {
-		limit := time.Now().Add(wire.HandshakeTimeout)
-		bounded, stop := context.WithDeadline(ctx, limit)
-		secure, peer, err := s.Identity.Accept(bounded, nc)
-		stop()
-		leave()
-		switch class := wire.Classify(err); {
-		case err == nil:
-			s.lobby.prove(nc)
-			s.begin(ctx, secure, peer, time.Until(limit))
-		case ctx.Err() != nil:
-		case class == wire.ClassAuth:
-			s.untrusted.say(fmt.Sprintf("%s: refused (%s): %v", nc.RemoteAddr(), class, err))
-		default:
-			s.strangers.say(fmt.Sprintf("%s: no handshake (%s): %v", nc.RemoteAddr(), class, err))
-		}
-	})
+	s.conns.Go(func() { s.secure(ctx, nc, leave) })
 }
 
-// begin runs a session, if there is room for one. left is what is left of the handshake's time.
-func (s *server) begin(ctx context.Context, nc net.Conn, peer identity.Peer, left time.Duration) {
-	select {
-	case s.tokens <- struct{}{}:
-		defer func() { <-s.tokens }()
-		s.session(ctx, nc, peer, max(left, time.Second))
-	default:
+// plain runs a session without identities, if there is room for one.
+func (s *server) plain(ctx context.Context, nc net.Conn) {
+	leave, err := s.places.take("")
+	if err != nil {
 		nc.Close()
-		s.strangers.say(fmt.Sprintf("%s: refused, %d connections are open", nc.RemoteAddr(), maxConnections))
+		s.strangers.say(fmt.Sprintf("%s: refused: %v", nc.RemoteAddr(), err))
+		return
 	}
+	defer leave()
+	s.session(ctx, nc, identity.Peer{}, wire.HandshakeTimeout)
+}
+
+// secure does the handshake, and runs a session, if there is room for one. leaveLobby ends the handshake.
+func (s *server) secure(ctx context.Context, nc net.Conn, leaveLobby func()) {
+	limit := time.Now().Add(wire.HandshakeTimeout)
+	bounded, stop := context.WithDeadline(ctx, limit)
+	conn, peer, err := s.Identity.Accept(bounded, nc)
+	stop()
+	if err != nil {
+		leaveLobby()
+		s.noHandshake(ctx, nc, err)
+		return
+	}
+	s.lobby.prove(nc)
+	leave, err := s.places.take(peer.Name)
+	if err != nil {
+		s.crowded(ctx, conn, peer, err) // still in the lobby, so these have a bound too
+		leaveLobby()
+		return
+	}
+	leaveLobby()
+	defer leave()
+	s.session(ctx, conn, peer, max(time.Until(limit), time.Second))
+}
+
+// noHandshake logs that nothing came of a connection.
+func (s *server) noHandshake(ctx context.Context, nc net.Conn, err error) {
+	switch class := wire.Classify(err); {
+	case ctx.Err() != nil:
+	case class == wire.ClassAuth:
+		s.untrusted.say(fmt.Sprintf("%s: refused (%s): %v", nc.RemoteAddr(), class, err))
+	default:
+		s.strangers.say(fmt.Sprintf("%s: no handshake (%s): %v", nc.RemoteAddr(), class, err))
+	}
+}
+
+// crowded tells a peer that there is no place for one more session.
+func (s *server) crowded(ctx context.Context, nc net.Conn, peer identity.Peer, why error) {
+	s.strangers.say(fmt.Sprintf("%s: refused: %v", nc.RemoteAddr(), why))
+	conn := wire.NewConn(nc, s.gate.options(peer))
+	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
+	defer release()
+	err := &Error{Kind: KindState, Op: "begin a session with", On: peer.Name, Err: why, Next: nextByCode[wire.CodeBusy], code: wire.CodeBusy}
+	refuse(conn, err)
+	conn.Close(err)
 }
 
 // murmur is a log for what strangers can cause as often as they like: a line a second, and how many were left out.

@@ -40,9 +40,6 @@ type ServerOptions struct {
 	probeEvery time.Duration // of mirrors; 0: probeEvery
 }
 
-// maxConnections bounds the sessions, and with Insecure the handshakes (see lobby).
-const maxConnections = 128
-
 // server is a running node.
 type server struct {
 	ServerOptions
@@ -56,7 +53,7 @@ type server struct {
 
 	logging sync.Mutex
 	conns   sync.WaitGroup // one for each connection's goroutine
-	tokens  chan struct{}  // one for each session
+	places  places         // one for each session
 
 	gate                 *gate
 	lobby                lobby
@@ -68,7 +65,7 @@ type server struct {
 // Serve runs until ctx ends, then stops cleanly: sessions are told, progress is made durable, the
 // control socket is removed. The control socket appears when the node is ready. Errors are *Error.
 func Serve(ctx context.Context, o ServerOptions) error {
-	s := &server{ServerOptions: o, volumes: make(map[string]*volume), tokens: make(chan struct{}, maxConnections), listening: make(chan struct{})}
+	s := &server{ServerOptions: o, volumes: make(map[string]*volume), listening: make(chan struct{})}
 	s.gate = newGate(o.Identity, o.StateDir, s.log)
 	s.strangers.log, s.untrusted.log, s.probes.log = s.log, s.log, s.log
 	if err := s.check(); err != nil {
