@@ -147,7 +147,10 @@ func TestKeysStrangers(t *testing.T) {
 		answer, _ := io.ReadAll(nc)
 		return string(answer)
 	}
-	for _, text := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n", "BLKM\x01\x00\x01\x00", "\x16\x03\x01\x00\x05hello"} {
+	if a := say("BLKM\x01\x00\x01\x00"); !strings.HasPrefix(a, "BLKM") || !strings.HasSuffix(a, "this port speaks TLS: leave --insecure away") {
+		t.Errorf("plain text was answered with %q", a)
+	}
+	for _, text := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n", "\x16\x03\x01\x00\x05hello"} {
 		if a := say(text); strings.Contains(a, "BLKM") {
 			t.Errorf("%q was answered with %q", text, a)
 		}
@@ -163,7 +166,7 @@ func TestKeysStrangers(t *testing.T) {
 		}
 	}
 	src := randomImage(t, filepath.Join(p.dir, "other"), mib)
-	blkmirror(t, "sync", "--insecure", "--state", p.dir+"/s", src, "blk://"+p.mirror.addr+"/v").fails(t, 3, p.mirror.addr)
+	blkmirror(t, "sync", "--insecure", "--state", p.dir+"/s", src, "blk://"+p.mirror.addr+"/v").fails(t, 3, p.mirror.addr, "leave --insecure away")
 
 	n := 2000
 	if *long {

@@ -168,6 +168,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeReplaced:  "nothing: a newer connection of the same session took over",
 	wire.CodeSilent:    "what this side sends does not arrive there: check that nothing on the way drops packets",
 	wire.CodePaused:    "say `blkmirror resume VOLUME` on the other side",
+	wire.CodeTLS:       "leave --insecure away: keys are exchanged with `blkmirror keys show` and `blkmirror keys trust`, on both sides",
 }
 
 // sessionError turns what ended a session into an *Error for the user. peer is the other side.

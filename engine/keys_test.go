@@ -228,8 +228,11 @@ func TestKeysOneShot(t *testing.T) {
 	s.run(remote, back)
 	mustEqual(t, src, back)
 	// Plain text does not get in.
-	_, err = newSyncer(t).try(t.Context(), src, remote, func(o *SyncOptions) { o.Retry = 0 })
+	_, err = newSyncer(t).try(t.Context(), src, remote)
 	wantKind(t, err, KindNetwork)
+	if e, ok := errors.AsType[*Error](err); !ok || wire.Classify(err) != wire.ClassTLS || !strings.Contains(e.Next, "leave --insecure away") {
+		t.Errorf("plain text to a port with TLS: %v (%s)", err, wire.Classify(err))
+	}
 	// And TLS is told that it came to a port without.
 	plain := startNode(t, map[string]string{"v": filepath.Join(dir, "plain")})
 	_, err = s.try(t.Context(), src, "blk://"+plain.addr+"/v")

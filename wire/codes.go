@@ -26,4 +26,5 @@ const (
 	CodeDamaged   Code = 20 // a frame arrived damaged: another connection may do better
 	CodeReadOnly  Code = 21 // the mirror is read-only after a mismatch: a repair leaves that state
 	CodeSilent    Code = 22 // the sender saw no life of the peer
+	CodeTLS       Code = 23 // plain text came to a port that speaks TLS
 )

@@ -35,7 +35,7 @@ var (
 )
 
 // What a peer or this node gives as the reason in Refused, Halt and Bye; with ErrVersion, ErrProtocol,
-// ErrCorrupt, ErrSilent and ErrAuth from above there is one for every Code.
+// ErrCorrupt, ErrSilent, ErrAuth and ErrTLS from above there is one for every Code.
 var (
 	ErrDone        = errors.New("finished")
 	ErrIntegrity   = errors.New("checksum mismatch")
@@ -84,6 +84,7 @@ var reasons = [...]struct {
 	{CodePaused, ErrPaused},
 	{CodeReadOnly, ErrReadOnly},
 	{CodeSilent, ErrSilent},
+	{CodeTLS, ErrTLS},
 }
 
 // Err returns the sentinel of the code, which wraps nothing.
@@ -242,6 +243,8 @@ func classOfCode(code Code) Class {
 		return ClassAuth
 	case CodeSilent:
 		return ClassTimeout
+	case CodeTLS:
+		return ClassTLS
 	case CodeUnknown, CodeBusy, CodeMounted, CodeSmaller, CodeLarger, CodeSame, CodeState, CodeHistory, CodeOlder:
 		return ClassRefused
 	}

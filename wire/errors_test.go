@@ -40,7 +40,7 @@ func TestCodes(t *testing.T) {
 	if got := CodeOf(&RemoteError{Code: 999}); got != 999 {
 		t.Errorf("code 999 comes back as %d", got)
 	}
-	if (CodeSilent + 1).Err() != errUnknownCode {
+	if (CodeTLS + 1).Err() != errUnknownCode {
 		t.Error("there is a code that is not tried here")
 	}
 	for err, want := range map[error]Code{

@@ -223,6 +223,18 @@ func putHeader(b []byte, h header) {
 // errSpeaksTLS is told to the peer in plain text, which a blkmirror knows how to take.
 var errSpeaksTLS = errors.New("it speaks TLS, and this side was started with --insecure")
 
+// Plain tells whether a connection that begins like that is a blkmirror's, without TLS.
+func Plain(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
+
+// PlainRefusal is the answer to that of a port that speaks TLS: a whole frame, the same for everybody.
+func PlainRefusal() []byte {
+	frame, err := appendFrame(nil, &Refused{Code: CodeTLS, Text: "this port speaks TLS: leave --insecure away"})
+	if err != nil {
+		panic(err) // the message is a constant
+	}
+	return frame
+}
+
 // checkPreamble looks at as much of magic and version as b holds. b may be longer: what is there of it
 // is shown where it is not ours.
 func checkPreamble(b []byte) error {

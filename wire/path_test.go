@@ -2,7 +2,7 @@ package wire
 
 import "testing"
 
-// TestPath: the kernel tells of TCP connections, and of no others.
+// TestPath: the kernel tells of TCP connections, also below TLS, and of no others.
 func TestPath(t *testing.T) {
 	for _, network := range networks {
 		a, _ := pair(t, network, ConnOptions{})

@@ -56,8 +56,9 @@ type handshake struct {
 	ca    caFiles
 	now   time.Time
 
-	peer Peer
-	cert span // with a CA's certificate
+	accepts bool // this side was dialled
+	peer    Peer
+	cert    span // with a CA's certificate
 }
 
 func (n *Node) newHandshake() *handshake {
@@ -104,6 +105,7 @@ func (n *Node) Dial(ctx context.Context, nc net.Conn, volume string, as As) (net
 // the error is of class auth or tls (wire.Classify), or the network's.
 func (n *Node) Accept(ctx context.Context, nc net.Conn) (net.Conn, Peer, error) {
 	h := n.newHandshake()
+	h.accepts = true
 	config := h.config(h.identify)
 	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return h.answer(hello.SupportedProtos), nil
@@ -237,8 +239,9 @@ func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *
 	low := &gather{Conn: nc}
 	c := &conn{Conn: layer(low), low: low, node: h.node, peer: h.peer}
 	if err := c.HandshakeContext(ctx); err != nil {
+		record, alien := errors.AsType[tls.RecordHeaderError](err)
 		err = explain(err)
-		if errors.Is(err, wire.ErrAuth) {
+		if errors.Is(err, wire.ErrAuth) || h.accepts && alien && wire.Plain(record.RecordHeader[:]) && refusePlain(ctx, nc) {
 			linger(ctx, nc)
 		}
 		nc.Close()
@@ -247,6 +250,15 @@ func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *
 	c.peer = h.peer
 	h.node.noteCertificate(h.peer.Name, h.cert)
 	return c, h.peer, nil
+}
+
+// refusePlain tells a blkmirror without TLS, which knows no alerts, why there will be no session.
+func refusePlain(ctx context.Context, nc net.Conn) bool {
+	if ctx.Err() != nil || nc.SetWriteDeadline(time.Now().Add(refusalWait)) != nil {
+		return false
+	}
+	_, err := nc.Write(wire.PlainRefusal())
+	return err == nil
 }
 
 // linger gives the peer a moment to read the alert that tells why: closing with bytes unread would reset the
@@ -305,7 +317,7 @@ func plain(head []byte) string {
 	switch {
 	case head[0] >= 20 && head[0] <= 24 && head[1] == 3:
 		return "the peer sent a record of TLS in a place where none can be"
-	case begins("BLKM"):
+	case wire.Plain(head):
 		return "the peer speaks plain text: it is a blkmirror that was started with --insecure"
 	case slices.ContainsFunc([]string{"GET ", "HEAD ", "POST ", "PUT ", "HTTP/", "OPTIO", "CONNE", "DELET"}, begins):
 		return fmt.Sprintf("the peer speaks plain HTTP: %q", head)

@@ -129,6 +129,29 @@ func TestOtherServers(t *testing.T) {
 	}
 }
 
+// TestPlainIsToldWhy: a blkmirror without TLS learns from a port with TLS that it has one, and nothing else.
+func TestPlainIsToldWhy(t *testing.T) {
+	b := newNode(t, newClock())
+	x, y := tcp(t)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		if _, _, err := b.Accept(t.Context(), y); wire.Classify(err) != wire.ClassTLS {
+			t.Errorf("the acceptor: %v", err)
+		}
+	})
+	c := wire.NewConn(x, wire.ConnOptions{})
+	must(t, c.Send(&wire.Hello{Role: wire.RolePrimary, Volume: "db"}))
+	m, err := c.Next()
+	if refused, ok := m.(*wire.Refused); !ok || refused.Code != wire.CodeTLS || !strings.Contains(refused.Text, "--insecure") || strings.Contains(refused.Text, "db") {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if _, err = c.Next(); wire.Classify(err) != wire.ClassTLS {
+		t.Errorf("behind that: %v", err)
+	}
+	c.Close(nil)
+	wait.Wait()
+}
+
 // recordHello is what a sends first.
 func recordHello(t *testing.T, a *testNode) []byte {
 	t.Helper()
