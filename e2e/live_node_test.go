@@ -69,6 +69,9 @@ func (n *node) ask(args ...string) result {
 
 // liveStatus is what `status --json` prints of live volumes.
 type liveStatus struct {
+	Node struct {
+		Warnings []string `json:"warnings"`
+	} `json:"node"`
 	Listen  string       `json:"listen"`
 	Volumes []liveVolume `json:"volumes"`
 }
@@ -88,19 +91,20 @@ type liveVolume struct {
 }
 
 type livePeer struct {
-	State      string  `json:"state"`
-	Committed  int64   `json:"committed_epoch"`
-	Applied    int64   `json:"applied_epoch"`
-	LagSeconds float64 `json:"lag_seconds"`
-	LagBytes   int64   `json:"lag_bytes"`
-	Needs      int64   `json:"needs_bytes"`
-	Staged     int64   `json:"staged_bytes"`
-	Shipped    int64   `json:"shipped_bytes"`
-	Wire       int64   `json:"wire_bytes"`
-	Reconnects int64   `json:"reconnects"`
-	Peer       string  `json:"peer"`
-	Key        string  `json:"key"`
-	Reason     string  `json:"reason"`
+	State      string   `json:"state"`
+	Committed  int64    `json:"committed_epoch"`
+	Applied    int64    `json:"applied_epoch"`
+	LagSeconds float64  `json:"lag_seconds"`
+	LagBytes   int64    `json:"lag_bytes"`
+	Needs      int64    `json:"needs_bytes"`
+	Staged     int64    `json:"staged_bytes"`
+	Shipped    int64    `json:"shipped_bytes"`
+	Wire       int64    `json:"wire_bytes"`
+	Reconnects int64    `json:"reconnects"`
+	Peer       string   `json:"peer"`
+	Key        string   `json:"key"`
+	Reason     string   `json:"reason"`
+	DaysLeft   *float64 `json:"key_days_left"`
 	Disconnect *struct {
 		Class, Error string
 	} `json:"last_disconnect"`
