@@ -27,4 +27,5 @@ const (
 	CodeReadOnly  Code = 21 // the mirror is read-only after a mismatch: a repair leaves that state
 	CodeSilent    Code = 22 // the sender saw no life of the peer
 	CodeTLS       Code = 23 // plain text came to a port that speaks TLS
+	CodeMTU       Code = 24 // the sender's large segments did not reach the peer, last time: dial with smaller ones
 )

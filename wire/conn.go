@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bufio"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -103,6 +104,9 @@ type Conn struct {
 		ack  *KeyAck
 	}
 
+	segment int                       // see Segment
+	hole    atomic.Pointer[holeSigns] // of a path that swallows large ones, as last seen
+
 	end struct {
 		sync.Mutex
 		err error
@@ -119,7 +123,7 @@ type Conn struct {
 // NewConn takes nc over: it is closed with the Conn, on every path, and nobody else may use it. The caller
 // must Close the Conn. Until Established the deadline of the handshake runs.
 func NewConn(nc net.Conn, o ConnOptions) *Conn {
-	c := &Conn{nc: nc, peer: peerName(nc), options: o.withDefaults(), began: time.Now(), done: make(chan struct{})}
+	c := &Conn{nc: nc, peer: peerName(nc), options: o.withDefaults(), began: time.Now(), done: make(chan struct{}), segment: SegmentOf(nc)}
 	c.in.source.conn = c
 	c.in.buffer = bufio.NewReaderSize(&c.in.source, readBuffer)
 	c.live.wake = make(chan struct{}, 1)
@@ -159,6 +163,9 @@ func (c *Conn) Sent() int64 { return c.sent.Load() }
 
 // Received counts the bytes that came from the peer.
 func (c *Conn) Received() int64 { return c.received.Load() }
+
+// Segment is SegmentOf the connection when it began.
+func (c *Conn) Segment() int { return c.segment }
 
 // RTT is the smoothed round trip, from frame to frame and so with what waits in buffers; 0: not yet
 // measured.
@@ -207,6 +214,9 @@ func (c *Conn) fail(err error) error {
 		}
 		if c.end.own != nil {
 			err = c.end.own
+		}
+		if saw := c.hole.Load(); saw != nil && !errors.Is(err, ErrBlackHole) {
+			err = saw.of(err)
 		}
 		c.end.err, c.end.at = err, time.Now()
 		close(c.done)

@@ -1,12 +1,14 @@
 package wire
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,8 +39,14 @@ const (
 // Dial connects to HOST:PORT within ctx and HandshakeTimeout, and tunes the connection. The name is resolved
 // anew, and all its addresses are tried, IPv6 and IPv4 in turn: an address that does not answer costs the
 // next one a quarter of a second. The error names each address and what came of it.
-func Dial(ctx context.Context, addr string) (net.Conn, error) {
+func Dial(ctx context.Context, addr string) (net.Conn, error) { return DialSegment(ctx, addr, 0) }
+
+// DialSegment is Dial, with segments of at most so many bytes in both directions; 0: as the kernel likes.
+func DialSegment(ctx context.Context, addr string, segment int) (net.Conn, error) {
 	d := net.Dialer{}
+	if segment > 0 {
+		d.Control = func(_, _ string, c syscall.RawConn) error { return limitSegment(c, segment) }
+	}
 	d.SetMultipathTCP(false) // what Tune sets is TCP's
 	r := dialer{lookup: net.DefaultResolver.LookupNetIP, dial: d.DialContext}
 	nc, err := r.connect(ctx, addr)
@@ -50,6 +58,15 @@ func Dial(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
 	return nc, nil
+}
+
+// limitSegment is for a socket that is not connected: its SYN tells the peer.
+func limitSegment(c syscall.RawConn, segment int) error {
+	var failed error
+	err := c.Control(func(fd uintptr) {
+		failed = os.NewSyscallError("set TCP_MAXSEG", unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, segment))
+	})
+	return cmp.Or(err, failed)
 }
 
 // dialer is what Dial needs of the system.

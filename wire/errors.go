@@ -32,6 +32,8 @@ var (
 	ErrReset    = errors.New("connection lost without a farewell") // the peer went without Refused, Halt or Bye
 	ErrSilent   = errors.New("the peer shows no life")
 	ErrClosed   = errors.New("connection closed on this side")
+	// Also where it does not come about (blackhole.go).
+	ErrBlackHole = errors.New("large packets vanish on the way, small ones pass")
 )
 
 // What a peer or this node gives as the reason in Refused, Halt and Bye; with ErrVersion, ErrProtocol,
@@ -85,6 +87,7 @@ var reasons = [...]struct {
 	{CodeReadOnly, ErrReadOnly},
 	{CodeSilent, ErrSilent},
 	{CodeTLS, ErrTLS},
+	{CodeMTU, ErrBlackHole},
 }
 
 // Err returns the sentinel of the code, which wraps nothing.
@@ -177,6 +180,7 @@ var classes = [...]struct {
 	{ClassProtocol, []error{ErrProtocol, ErrNotBlkmirror}},
 	{ClassAuth, []error{ErrAuth, ErrNotLoopback}},
 	{ClassTLS, []error{ErrTLS}},
+	{ClassMTU, []error{ErrBlackHole}}, // which also says what came of it
 	{ClassTimeout, []error{ErrSilent, ErrHandshakeTimeout}},
 	{ClassLocalStop, []error{ErrClosed, context.Canceled, net.ErrClosed}},
 	{ClassReset, []error{ErrReset, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, io.EOF,
@@ -245,6 +249,8 @@ func classOfCode(code Code) Class {
 		return ClassTimeout
 	case CodeTLS:
 		return ClassTLS
+	case CodeMTU:
+		return ClassMTU
 	case CodeUnknown, CodeBusy, CodeMounted, CodeSmaller, CodeLarger, CodeSame, CodeState, CodeHistory, CodeOlder:
 		return ClassRefused
 	}

@@ -17,7 +17,7 @@ import (
 // TestCodes: code → error → code, for every code there is, bare and from a peer.
 func TestCodes(t *testing.T) {
 	seen := map[error]Code{}
-	for code := CodeDone; code <= CodeSilent; code++ {
+	for code := CodeDone; code <= CodeMTU; code++ {
 		err := code.Err()
 		if err == errUnknownCode {
 			t.Fatalf("code %d has no error", code)
@@ -40,7 +40,7 @@ func TestCodes(t *testing.T) {
 	if got := CodeOf(&RemoteError{Code: 999}); got != 999 {
 		t.Errorf("code 999 comes back as %d", got)
 	}
-	if (CodeTLS + 1).Err() != errUnknownCode {
+	if (CodeMTU + 1).Err() != errUnknownCode {
 		t.Error("there is a code that is not tried here")
 	}
 	for err, want := range map[error]Code{
@@ -78,7 +78,8 @@ func TestClassify(t *testing.T) {
 		{&net.OpError{Op: "remote error", Err: foreignAlert(116)}, ClassAuth},
 		{ErrAuth, ClassAuth}, {ErrNotLoopback, ClassAuth}, {&RemoteError{Code: CodeAuth}, ClassAuth},
 		{ErrVersion, ClassVersion}, {&RemoteError{Code: CodeVersion}, ClassVersion},
-		{op("write", syscall.EMSGSIZE), ClassMTU},
+		{op("write", syscall.EMSGSIZE), ClassMTU}, {&RemoteError{Code: CodeMTU}, ClassMTU},
+		{fmt.Errorf("%w: %w", ErrBlackHole, ErrSilent), ClassMTU}, {fmt.Errorf("%w: %w", ErrBlackHole, io.EOF), ClassMTU},
 		{ErrCorrupt, ClassIntegrity}, {ErrCodec, ClassIntegrity}, {&RemoteError{Code: CodeIntegrity}, ClassIntegrity},
 		{ErrIntegrity, ClassIntegrity}, {&RemoteError{Code: CodeDamaged}, ClassIntegrity},
 		{ErrProtocol, ClassProtocol}, {ErrNotBlkmirror, ClassProtocol}, {&RemoteError{Code: CodeProtocol}, ClassProtocol},

@@ -22,6 +22,7 @@ type FlowState struct {
 	RTT, MinRTT, SwellThreshold   time.Duration // 0: not known
 	TCPRoundTrip, TCPMinRoundTrip time.Duration
 	TCPDeliveryRate               int64
+	Segment                       int64 // bytes of the largest segments to the peer
 	Slowed                        bool
 	Congestion, Refused           string
 }
@@ -191,7 +192,7 @@ func (l *looking) show(s flowSample, o flowOrder, view kernelView) {
 	f.state = FlowState{
 		Limit: s.limit, Pacing: o.pacing, Window: o.window, Outstanding: s.outstanding, Run: o.run, Unsent: o.lowat,
 		RTT: l.law.standing(), MinRTT: l.law.base, SwellThreshold: l.law.threshold, Slowed: l.law.slowed(s.now),
-		TCPRoundTrip: view.rtt, TCPMinRoundTrip: view.minRTT, TCPDeliveryRate: view.rate,
+		TCPRoundTrip: view.rtt, TCPMinRoundTrip: view.minRTT, TCPDeliveryRate: view.rate, Segment: view.segment,
 		Congestion: f.socket.congestion, Refused: strings.Join(f.socket.refused, "; "),
 	}
 	if l.law.proven {

@@ -25,6 +25,7 @@ type kernelView struct {
 	unsent      int64
 	rtt, minRTT time.Duration
 	rate        int64 // delivered, bytes a second
+	segment     int64
 }
 
 // flowSocketOf finds the socket below layers such as TLS.
@@ -105,7 +106,7 @@ func (s *flowSocket) view() (v kernelView) {
 		if err != nil {
 			return
 		}
-		v = kernelView{known: true, unsent: int64(info.Notsent_bytes), rate: int64(info.Delivery_rate),
+		v = kernelView{known: true, unsent: int64(info.Notsent_bytes), rate: int64(info.Delivery_rate), segment: int64(info.Snd_mss),
 			rtt: time.Duration(info.Rtt) * time.Microsecond}
 		if info.Min_rtt != math.MaxUint32 {
 			v.minRTT = time.Duration(info.Min_rtt) * time.Microsecond

@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -137,7 +139,7 @@ func (c *Conn) routineWatch() {
 	tick := max(min(c.options.PingEvery, c.options.DeadAfter, c.options.HandshakeTimeout)/4, time.Millisecond)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	w := watch{conn: c, kernel: kernelOf(c.nc), records: c.records}
+	w := watch{conn: c, kernel: kernelOf(c.nc), records: c.records, raw: socketOf(c.nc)}
 	w.interruptible = !wrapped(c.nc)
 	last := time.Now()
 	for {
@@ -152,7 +154,7 @@ func (c *Conn) routineWatch() {
 		last = now
 		if err := w.look(elapsed); err != nil {
 			err = fmt.Errorf("connection with %s: %w", c.peer, err)
-			if c.live.established.Load() {
+			if c.live.established.Load() && !errors.Is(err, ErrBlackHole) {
 				c.part(err) // where it still hears us it would take this for a reset
 			}
 			c.fail(err)
@@ -187,6 +189,9 @@ type watch struct {
 		end     int64 // where in the stream it ends, as the kernel counts
 		arrived bool  // the kernel over there had it at the last look
 	}
+
+	raw  syscall.RawConn // nil: no TCP
+	hole holeWatch
 }
 
 // look takes one look, elapsed after the one before. An error is the end of the connection.
@@ -211,6 +216,9 @@ func (w *watch) look(elapsed time.Duration) error {
 		w.pinged = 0
 		c.live.pingDue.Store(true)
 		c.wakeControl()
+	}
+	if err := w.lookForHole(); err != nil {
+		return err
 	}
 	switch dead := c.dead(); {
 	case w.silent >= dead && w.ping.arrived:

@@ -238,7 +238,7 @@ func (h *handshake) identify(s tls.ConnectionState) error {
 func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *tls.Conn) (*conn, Peer, error) {
 	low := &gather{Conn: nc}
 	c := &conn{Conn: layer(low), low: low, node: h.node, peer: h.peer}
-	if err := c.HandshakeContext(ctx); err != nil {
+	if err := wire.Handshake(nc, func() error { return c.HandshakeContext(ctx) }); err != nil {
 		record, alien := errors.AsType[tls.RecordHeaderError](err)
 		err = explain(err)
 		if errors.Is(err, wire.ErrAuth) || h.accepts && alien && wire.Plain(record.RecordHeader[:]) && refusePlain(ctx, nc) {
@@ -285,7 +285,7 @@ func explain(err error) error {
 		return fmt.Errorf("%w: %s: %w", wire.ErrTLS, plain(record.RecordHeader[:]), err)
 	}
 	switch {
-	case errors.Is(err, wire.ErrAuth):
+	case errors.Is(err, wire.ErrAuth), errors.Is(err, wire.ErrBlackHole):
 		return err
 	case wire.Classify(err) == wire.ClassAuth:
 		return fmt.Errorf("%w: the peer does not trust the key of this node: %w", wire.ErrAuth, err)
