@@ -169,6 +169,9 @@ func printFlow(w io.Writer, mirror string, f *engine.FlowStatus) {
 		fmt.Fprintf(w, "  %s: slowed: a round trip takes %.0f ms under our load, %.0f ms without, more than %.0f ms is too much; %s/s get through\n",
 			mirror, f.RTT, f.MinRTT, f.Threshold, formatBytes(f.Delivery))
 	}
+	if f.MTU != "" {
+		fmt.Fprintf(w, "  %s: %s (mtu)\n", mirror, f.MTU)
+	}
 	if f.Refused != "" {
 		fmt.Fprintf(w, "  %s: the kernel refused %s; %s is in use\n", mirror, f.Refused, firstOf(f.Congestion, "its default"))
 	}

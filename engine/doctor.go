@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,6 +106,7 @@ func (d *doctorRun) path(ctx context.Context) error {
 	d.addressesOf(ctx, addresses)
 	for i, a := range d.measured.Addresses {
 		if a.Refusal == nil && a.Failure == nil {
+			d.segment = a.Segment
 			return d.through(ctx, addresses[i].String())
 		}
 	}
@@ -139,25 +141,41 @@ func (d *doctorRun) addressesOf(ctx context.Context, addresses []netip.AddrPort)
 	all.Wait()
 }
 
+// addressOf goes on with smaller segments where large ones vanish: all else can be measured with them.
 func (d *doctorRun) addressOf(ctx context.Context, address netip.AddrPort) doctor.Address {
+	lost, segment := 0, 0
+	for {
+		a, largest := d.handshakeOf(ctx, address, segment)
+		a.Lost, a.Segment = lost, segment
+		smaller := wire.SmallerSegment(largest)
+		if a.Failure == nil || a.Failure.Class != wire.ClassMTU || smaller == 0 || ctx.Err() != nil {
+			return a
+		}
+		lost, segment = cmp.Or(lost, largest), smaller
+	}
+}
+
+// handshakeOf also says how large segments were.
+func (d *doctorRun) handshakeOf(ctx context.Context, address netip.AddrPort, limit int) (a doctor.Address, segment int) {
 	ctx, cancel := context.WithTimeoutCause(ctx, addressTimeout, fmt.Errorf("%w: no answer in %v", wire.ErrHandshakeTimeout, addressTimeout))
 	defer cancel()
-	a := doctor.Address{Address: address}
+	a.Address = address
 	began := time.Now()
-	nc, err := wire.Dial(ctx, address.String())
+	nc, err := wire.DialSegment(ctx, address.String(), limit)
 	a.Connect = time.Since(began)
 	if err != nil {
 		a.Refusal = failureOf(err)
-		return a
+		return a, 0
 	}
+	segment = wire.SegmentOf(nc)
 	c, err := d.greet(ctx, nc)
 	if err != nil {
 		a.Failure = failureOf(err)
-		return a
+		return a, segment
 	}
 	a.Handshake = c.handshake
 	c.leave()
-	return a
+	return a, segment
 }
 
 // through measures at an address that answers. What fails on the way ends it, and stands where it belongs: in
@@ -175,7 +193,7 @@ func (d *doctorRun) through(ctx context.Context, address string) error {
 		}
 		return nil
 	}
-	nc, err := wire.Dial(ctx, address)
+	nc, err := wire.DialSegment(ctx, address, d.segment)
 	if err != nil {
 		return fail(err)
 	}

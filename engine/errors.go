@@ -145,6 +145,8 @@ func kindOfCode(c wire.Code) Kind {
 	return KindNetwork
 }
 
+const nextMTU = "nothing at once: smaller segments are used; let ICMP \"fragmentation needed\" through the firewalls on the way, or lower the MTU of the interface"
+
 // nextByCode tells what a person can do about a peer's refusal.
 var nextByCode = map[wire.Code]string{
 	wire.CodeStopped:   "start the other side again; the next sync goes on where this one stopped",
@@ -169,6 +171,7 @@ var nextByCode = map[wire.Code]string{
 	wire.CodeSilent:    "what this side sends does not arrive there: check that nothing on the way drops packets",
 	wire.CodePaused:    "say `blkmirror resume VOLUME` on the other side",
 	wire.CodeTLS:       "leave --insecure away: keys are exchanged with `blkmirror keys show` and `blkmirror keys trust`, on both sides",
+	wire.CodeMTU:       nextMTU,
 }
 
 // sessionError turns what ended a session into an *Error for the user. peer is the other side.
@@ -208,7 +211,7 @@ var nextByClass = map[wire.Class]string{
 	wire.ClassTLS:         "run a blkmirror of this version there, both sides with --insecure or both without",
 	wire.ClassAuth:        "compare `blkmirror keys list` on both sides: each must trust the other's ID for this volume",
 	wire.ClassVersion:     "run the same version on both sides",
-	wire.ClassMTU:         "lower the MTU of the interface, or let ICMP \"fragmentation needed\" through the firewalls on the way",
+	wire.ClassMTU:         nextMTU,
 	wire.ClassIntegrity:   "the connection damages data: check memory and network; another connection is tried",
 	wire.ClassProtocol:    "check that the address is that of a `blkmirror serve`",
 	wire.ClassPeerStopped: "nothing, if that was meant: it is dialled until it is back",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 type gate struct {
 	id       *identity.Node // nil: --insecure
 	stateDir string         // named to a person who is to trust somebody
+	narrow   *narrow
 	// What trusted peers can cause as often as they like.
 	twins, refusals murmur
 
@@ -31,7 +33,7 @@ type gate struct {
 type seat struct{ volume, mirror string }
 
 func newGate(id *identity.Node, stateDir string, log func(string)) *gate {
-	return &gate{id: id, stateDir: stateDir, twins: murmur{log: log}, refusals: murmur{log: log}, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}}
+	return &gate{id: id, stateDir: stateDir, narrow: newNarrow(log), twins: murmur{log: log}, refusals: murmur{log: log}, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}}
 }
 
 // asOf is what a peer that has this role in a session is to the volume.
@@ -45,13 +47,15 @@ func asOf(r wire.Role) identity.As {
 // dial connects to a peer that may be as to the volume. Its errors are *Error.
 func (g *gate) dial(ctx context.Context, addr, volume string, as identity.As) (net.Conn, identity.Peer, error) {
 	var peer identity.Peer
-	nc, err := wire.Dial(ctx, addr)
+	nc, err := wire.DialSegment(ctx, addr, g.narrow.forDial(addr))
 	switch {
 	case err != nil:
 	case g.id != nil:
 		limited, stop := context.WithTimeout(ctx, wire.HandshakeTimeout)
 		defer stop()
+		segment := wire.SegmentOf(nc)
 		nc, peer, err = g.id.Dial(limited, nc, volume, as)
+		g.narrow.learn(addr, segment, err)
 	default:
 		if err = wire.CheckPlainConn(nc); err != nil {
 			nc.Close()
@@ -106,6 +110,7 @@ type pass struct {
 	peer   identity.Peer // once it stands: under gate.mu
 	name   string        // its
 	addr   string
+	from   netip.Addr // who dialled us
 	end    context.CancelCauseFunc
 	volume string
 	as     identity.As

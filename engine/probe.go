@@ -20,7 +20,8 @@ type ProbeOptions struct {
 	Timeout  time.Duration  // of the whole; 0: DefaultProbeTimeout
 	Identity *identity.Node // nil: plain TCP, on loopback only
 
-	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	segment int // the largest to dial with; 0: any
+	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // DefaultProbeTimeout is what a probe may take.
@@ -77,7 +78,7 @@ func Probe(ctx context.Context, o ProbeOptions) (ProbeReport, error) {
 	if o.Timeout == 0 {
 		o.Timeout = DefaultProbeTimeout
 	}
-	p := &probe{reach: reach{target: o.Target, volume: o.Volume, identity: o.Identity, lookup: o.lookup},
+	p := &probe{reach: reach{target: o.Target, volume: o.Volume, identity: o.Identity, segment: o.segment, lookup: o.lookup},
 		report: ProbeReport{Target: o.Target, Addresses: []ProbedAddress{}, Volumes: []ProbedVolume{}}}
 	err := p.check("probe")
 	if err == nil {
@@ -149,7 +150,7 @@ func (p *probe) first(ctx context.Context, addresses []netip.AddrPort) (*contact
 	for i, a := range addresses {
 		tried := ProbedAddress{Address: a.String()}
 		began := time.Now()
-		nc, err := dialShare(ctx, a.String(), len(addresses)-i)
+		nc, err := p.dialShare(ctx, a.String(), len(addresses)-i)
 		if err != nil {
 			tried.Class, tried.Error = string(wire.Classify(err)), err.Error()
 			p.report.Addresses = append(p.report.Addresses, tried)
@@ -168,13 +169,13 @@ func (p *probe) first(ctx context.Context, addresses []netip.AddrPort) (*contact
 
 // dialShare leaves the addresses behind this one their share of the time: one that drops packets must not use
 // it up.
-func dialShare(ctx context.Context, address string, left int) (net.Conn, error) {
+func (p *probe) dialShare(ctx context.Context, address string, left int) (net.Conn, error) {
 	if limit, ok := ctx.Deadline(); ok && left > 1 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(limit)/time.Duration(left))
 		defer cancel()
 	}
-	return wire.Dial(ctx, address)
+	return wire.DialSegment(ctx, address, p.segment)
 }
 
 // roleWords are as in the status.

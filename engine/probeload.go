@@ -189,7 +189,7 @@ func busy(l *doctor.Load) bool {
 // loadWith tries until the node has time for a load test, and measures beside it.
 func (d *doctorRun) loadWith(ctx context.Context, beside *contact, address string, direction wire.Direction) (*doctor.Load, error) {
 	for try := 0; ; try++ {
-		nc, err := wire.Dial(ctx, address)
+		nc, err := wire.DialSegment(ctx, address, d.segment)
 		if err != nil {
 			return nil, err
 		}

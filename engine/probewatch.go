@@ -47,7 +47,7 @@ func (s *shipper) routineProbe(ctx context.Context) {
 		if session == nil {
 			continue
 		}
-		_, err := Probe(ctx, ProbeOptions{Target: s.config.Address, Volume: s.p.name, Identity: s.p.gate.id})
+		_, err := Probe(ctx, ProbeOptions{Target: s.config.Address, Volume: s.p.name, Identity: s.p.gate.id, segment: s.p.gate.narrow.segment(s.config.Address)})
 		if ctx.Err() != nil {
 			return
 		}

@@ -20,6 +20,7 @@ type reach struct {
 	target   string         // HOST:PORT
 	volume   string         // that the peer is to be trusted with, as a mirror; "": with any, in any role
 	identity *identity.Node // nil: plain text, on loopback only
+	segment  int            // the largest to dial with; 0: any
 
 	// Tests: what a name resolves to.
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)

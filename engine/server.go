@@ -252,6 +252,7 @@ func (s *server) session(ctx context.Context, nc net.Conn, who identity.Peer, le
 	conn := wire.NewConn(nc, o)
 	peer := nc.RemoteAddr().String()
 	ctx, pass := s.gate.pass(ctx, who, peer)
+	pass.from = origin(nc)
 	defer pass.leave()
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
 	var hello *wire.Hello
@@ -279,6 +280,7 @@ func (s *server) session(ctx context.Context, nc net.Conn, who identity.Peer, le
 	if err == nil && hello.Role != wire.RoleMirror {
 		conn.Established()
 		s.half(ctx, conn, hello, v, pass)
+		s.gate.narrow.owe(pass.from, conn)
 	}
 	conn.Close(err)
 	if err != nil && ctx.Err() == nil {
@@ -318,6 +320,11 @@ func (s *server) welcome(conn *wire.Conn, pass *pass) (*wire.Hello, *volume, err
 	v := s.volumes[hello.Volume]
 	if v == nil {
 		return nil, nil, errNoVolume(hello.Volume)
+	}
+	if hello.Role != wire.RoleMirror { // which says little
+		if err := s.gate.narrow.tell(pass.from, conn.Segment()); err != nil {
+			return nil, nil, err
+		}
 	}
 	if hello.Role == wire.RolePrimary {
 		pass.sit("")

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
@@ -22,6 +23,8 @@ type FlowStatus struct {
 	TCPRTT      float64 `json:"tcp_rtt_ms"`
 	TCPMinRTT   float64 `json:"tcp_min_rtt_ms"`
 	TCPDelivery int64   `json:"tcp_delivery_bytes_per_second"`
+	Segment     int64   `json:"mss"`           // bytes of the largest segments to the mirror
+	MTU         string  `json:"mtu,omitempty"` // why they are smaller than they could be
 	Congestion  string  `json:"congestion"`
 	Refused     string  `json:"refused,omitempty"` // what the kernel did not allow
 }
@@ -51,16 +54,21 @@ func (s *shipSession) runBytes() int64 {
 	return s.flow.Run()
 }
 
-func flowStatus(f *wire.Flow) *FlowStatus {
+// flowStatus is how a connection's flow stands.
+func (s *shipper) flowStatus(f *wire.Flow) *FlowStatus {
 	if f == nil {
 		return nil
 	}
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	st := f.State()
+	why := ""
+	if segment := s.p.gate.narrow.segment(s.config.Address); segment > 0 {
+		why = fmt.Sprintf("large packets vanish on the way: segments of at most %d bytes", segment)
+	}
 	return &FlowStatus{
 		Limit: st.Limit, Pacing: st.Pacing, Delivery: st.Bandwidth, Window: st.Window, Outstanding: st.Outstanding, Run: st.Run,
 		Unsent: st.Unsent, RTT: ms(st.RTT), MinRTT: ms(st.MinRTT), Threshold: ms(st.SwellThreshold), Slowed: st.Slowed,
 		TCPRTT: ms(st.TCPRoundTrip), TCPMinRTT: ms(st.TCPMinRoundTrip), TCPDelivery: st.TCPDeliveryRate,
-		Congestion: st.Congestion, Refused: st.Refused,
+		Segment: st.Segment, MTU: why, Congestion: st.Congestion, Refused: st.Refused,
 	}
 }

@@ -385,7 +385,7 @@ func (s *shipper) status() MirrorStatus {
 	if s.session != nil {
 		m.RTTMillis = float64(s.session.conn.RTT().Microseconds()) / 1000
 		m.WireBytes += s.session.conn.Sent() + s.session.conn.Received()
-		m.Flow = flowStatus(s.session.flow)
+		m.Flow = s.flowStatus(s.session.flow)
 	}
 	m.State = s.state(st, lag)
 	if s.session == nil {

@@ -93,7 +93,8 @@ func Sync(ctx context.Context, o SyncOptions) (Report, error) {
 	if o.openTarget == nil {
 		o.openTarget = openFile
 	}
-	c := &copier{SyncOptions: o, gate: newGate(o.Identity, o.StateDir, func(string) {})}
+	c := &copier{SyncOptions: o}
+	c.gate = newGate(o.Identity, o.StateDir, c.warn)
 	err := c.check()
 	if err == nil {
 		err = c.run(ctx)
@@ -206,13 +207,15 @@ func (c *copier) sessions(ctx context.Context) error {
 	var lost time.Time
 	var before int64
 	for {
+		segment := c.gate.narrow.segment(peer)
 		opened, err := c.remote(ctx, peer)
 		everOpen = everOpen || opened
+		narrower := c.gate.narrow.segment(peer) != segment // the next connection does better than this one could
 		// A connection that brought nothing before it was lost is no reason to begin the wait anew.
 		if moved := c.Progress.Shipped.Load() + c.Progress.Durable.Load(); lost.IsZero() || moved > before {
 			before, backoff, lost = moved, backoffFirst, time.Now()
 		}
-		if err == nil || !everOpen || ctx.Err() != nil || !worthRetrying(err) || time.Since(lost) >= c.Retry {
+		if hopeless := !everOpen || !worthRetrying(err) || time.Since(lost) >= c.Retry; err == nil || ctx.Err() != nil || hopeless && !narrower {
 			return err
 		}
 		c.warn(fmt.Sprintf("connection lost, trying again: %v", err))
@@ -232,7 +235,7 @@ func worthRetrying(err error) bool {
 	var remote *wire.RemoteError
 	if errors.As(err, &remote) {
 		switch remote.Code {
-		case wire.CodeBusy, wire.CodeStopped, wire.CodeDamaged, wire.CodeSilent:
+		case wire.CodeBusy, wire.CodeStopped, wire.CodeDamaged, wire.CodeSilent, wire.CodeMTU:
 			return true
 		}
 		return false
@@ -316,6 +319,7 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 	}
 	if err != nil {
 		conn.Close(err)
+		c.gate.narrow.learn(addr, conn.Segment(), err)
 		return false, sessionError(c.gate.explain(err, addr, volume, as, false), addr)
 	}
 	conn.Established()
@@ -330,5 +334,6 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 		opened, err = runSource(ctx, conn, c.source, p, c.Progress)
 	}
 	conn.Close(err)
+	c.gate.narrow.learn(addr, conn.Segment(), err)
 	return opened, sessionError(c.gate.explain(err, addr, volume, as, false), addr)
 }

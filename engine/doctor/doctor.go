@@ -46,6 +46,8 @@ type Address struct {
 	Refusal   *Failure      // of TCP
 	Handshake time.Duration // from TCP to the node's answer
 	Failure   *Failure      // of the handshake
+	Lost      int           // bytes of segments that vanished in it, where small ones passed; 0: none did
+	Segment   int           // the largest that was used after that
 }
 
 // Identity is who answered, as TLS proved.
@@ -97,9 +99,10 @@ func (l *Load) Speed() float64 {
 	return float64(l.Bytes) / l.Took.Seconds()
 }
 
-// stalled: large segments went in and none came out, while small frames passed beside it.
+// stalled: large segments went in and none came out, while small frames passed beside it; or TCP itself tells that.
 func (l *Load) stalled() bool {
-	return l != nil && l.Bytes == 0 && len(l.Beside) > 0 && (l.Failure == nil || l.Failure.Class == wire.ClassTimeout)
+	return l != nil && l.Failure != nil && l.Failure.Class == wire.ClassMTU ||
+		l != nil && l.Bytes == 0 && len(l.Beside) > 0 && (l.Failure == nil || l.Failure.Class == wire.ClassTimeout)
 }
 
 // sound: it ran for its time, and something came.

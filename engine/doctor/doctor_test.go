@@ -110,22 +110,27 @@ func TestJudge(t *testing.T) {
 			m.To = &Load{Bytes: 375e3, Took: 3 * time.Second, Within: times(5, 550*ms)}
 			m.From = m.To
 		}, "throughput", Bad, "125 kB/s", ""},
-		"20 Mbit/s":        {func(m *Measured) { m.To.Bytes, m.From.Bytes = 75e5, 75e5 }, "throughput", Warn, "2.50 MB/s", ""},
-		"asymmetric":       {func(m *Measured) { m.To.Bytes = 60e6 }, "throughput", Warn, "asymmetric", ""},
-		"busy":             {func(m *Measured) { m.To = &Load{Failure: failure(wire.ClassPeerStopped)} }, "throughput", Warn, "not measured", ""},
-		"black hole":       {func(m *Measured) { m.To = &Load{Took: 3 * time.Second, Beside: times(25, 10*ms)} }, "mtu", Bad, "black hole", ""},
-		"black hole back":  {func(m *Measured) { m.From = &Load{Beside: times(25, 10*ms), Failure: failure(wire.ClassTimeout)} }, "mtu", Bad, "back", ""},
-		"tunnel in tunnel": {func(m *Measured) { m.Path.MTU = 1200 }, "mtu", Warn, "1200", ""},
-		"reset":            {func(m *Measured) { m.To.Failure = failure(wire.ClassReset) }, "resets", Bad, "330 MB", ""},
-		"loss":             {func(m *Measured) { m.To.Resent = 8e6 }, "resets", Warn, "2.4 %", ""},
-		"much loss":        {func(m *Measured) { m.To.Resent = 80e6 }, "resets", Bad, "sent again", ""},
-		"many disconnects": {func(m *Measured) { m.Disconnects = []Disconnect{{}, {}, {Class: wire.ClassReset, Age: time.Hour}} }, "resets", Warn, "3 disconnects", ""},
-		"small tcp_wmem":   {func(m *Measured) { m.Here.SendMax = 2 << 20 }, "sockets", Warn, "there", ""},
-		"small tcp_rmem":   {func(m *Measured) { m.Here.ReceiveMax = 2 << 20 }, "sockets", Warn, "back", ""},
-		"slow disk":        {func(m *Measured) { m.Disks[0].Took = 10 * time.Second }, "disk", Warn, "26.8 MB/s", ""},
-		"forbidden disk":   {func(m *Measured) { m.Disks[0].Failure = "permission denied" }, "disk", Warn, "denied", ""},
-		"slow processor":   {func(m *Measured) { m.Hash = 150e6 }, "cpu", Warn, "150 MB/s", ""},
-		"slow there":       {func(m *Measured) { m.Peer.HashSpeed = 30e6 }, "cpu", Warn, "120 MB/s", ""},
+		"20 Mbit/s":       {func(m *Measured) { m.To.Bytes, m.From.Bytes = 75e5, 75e5 }, "throughput", Warn, "2.50 MB/s", ""},
+		"asymmetric":      {func(m *Measured) { m.To.Bytes = 60e6 }, "throughput", Warn, "asymmetric", ""},
+		"busy":            {func(m *Measured) { m.To = &Load{Failure: failure(wire.ClassPeerStopped)} }, "throughput", Warn, "not measured", ""},
+		"black hole":      {func(m *Measured) { m.To = &Load{Took: 3 * time.Second, Beside: times(25, 10*ms)} }, "mtu", Bad, "black hole", ""},
+		"black hole back": {func(m *Measured) { m.From = &Load{Beside: times(25, 10*ms), Failure: failure(wire.ClassTimeout)} }, "mtu", Bad, "back", ""},
+		"black hole, by TCP": {func(m *Measured) {
+			m.To = &Load{Bytes: 5e6, Took: time.Second, Failure: failure(wire.ClassMTU)}
+		}, "mtu", Bad, "there", ""},
+		"black hole at once": {func(m *Measured) { m.Addresses[0].Lost, m.Addresses[0].Segment = 1448, 1200 }, "mtu", Bad, "those of 1200 get through", ""},
+		"no segment passes":  {func(m *Measured) { m.Addresses[0].Failure = failure(wire.ClassMTU); nobody(m) }, "mtu", Bad, "", "handshake"},
+		"tunnel in tunnel":   {func(m *Measured) { m.Path.MTU = 1200 }, "mtu", Warn, "1200", ""},
+		"reset":              {func(m *Measured) { m.To.Failure = failure(wire.ClassReset) }, "resets", Bad, "330 MB", ""},
+		"loss":               {func(m *Measured) { m.To.Resent = 8e6 }, "resets", Warn, "2.4 %", ""},
+		"much loss":          {func(m *Measured) { m.To.Resent = 80e6 }, "resets", Bad, "sent again", ""},
+		"many disconnects":   {func(m *Measured) { m.Disconnects = []Disconnect{{}, {}, {Class: wire.ClassReset, Age: time.Hour}} }, "resets", Warn, "3 disconnects", ""},
+		"small tcp_wmem":     {func(m *Measured) { m.Here.SendMax = 2 << 20 }, "sockets", Warn, "there", ""},
+		"small tcp_rmem":     {func(m *Measured) { m.Here.ReceiveMax = 2 << 20 }, "sockets", Warn, "back", ""},
+		"slow disk":          {func(m *Measured) { m.Disks[0].Took = 10 * time.Second }, "disk", Warn, "26.8 MB/s", ""},
+		"forbidden disk":     {func(m *Measured) { m.Disks[0].Failure = "permission denied" }, "disk", Warn, "denied", ""},
+		"slow processor":     {func(m *Measured) { m.Hash = 150e6 }, "cpu", Warn, "150 MB/s", ""},
+		"slow there":         {func(m *Measured) { m.Peer.HashSpeed = 30e6 }, "cpu", Warn, "120 MB/s", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := healthy()

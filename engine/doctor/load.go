@@ -120,12 +120,20 @@ func broken(l *Load) bool {
 }
 
 func judgeMTU(m *Measured) []Finding {
+	const next = "something drops large packets and tells nobody: lower the MTU of the interface (ip link set mtu 1280), clamp the MSS at the tunnel, let ICMP through, or let the kernel search (sysctl net.ipv4.tcp_mtu_probing=1)"
 	var all []Finding
+	for _, a := range m.Addresses {
+		if failed := a.Failure != nil; a.Lost > 0 && !failed {
+			all = append(all, Finding{"mtu", Bad, fmt.Sprintf("%s: segments of %d bytes vanish while small ones pass, those of %d get through: a black hole for large packets", a.Address, a.Lost, a.Segment), next})
+		} else if failed && a.Failure.Class == wire.ClassMTU {
+			all = append(all, Finding{"mtu", Bad, fmt.Sprintf("%s: %s", a.Address, a.Failure.Text), next})
+		}
+	}
 	for _, d := range directions(m) {
 		if d.load.stalled() {
 			all = append(all, Finding{"mtu", Bad,
 				fmt.Sprintf("%s: nothing of the load came through, while %d small frames were answered: a black hole for large packets", d.name, len(d.load.Beside)),
-				"something drops large packets and tells nobody: lower the MTU of the interface (ip link set mtu 1280), clamp the MSS at the tunnel, let ICMP through, or let the kernel search (sysctl net.ipv4.tcp_mtu_probing=1)"})
+				next})
 		}
 	}
 	p := m.Path
