@@ -117,6 +117,8 @@ type livePeer struct {
 		MinRTT    float64 `json:"min_rtt_ms"`
 		Threshold float64 `json:"swell_threshold_ms"`
 		Slowed    bool    `json:"slowed"`
+		Segment   int     `json:"mss"`
+		MTU       string  `json:"mtu"`
 	} `json:"flow"`
 }
 

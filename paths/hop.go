@@ -99,6 +99,25 @@ func (h *Hop) build(ctx context.Context, mtu int) error {
 	return nil
 }
 
+// Narrow makes the way to a place small from now on: what is larger than mtu does not get there any more.
+func (h *Hop) Narrow(ctx context.Context, to, mtu int) error {
+	way := map[int]string{Left: "10.77.1.0/24 dev left", Right: "10.77.2.0/24 dev right"}[to]
+	return h.do(ctx, Middle, strings.Fields(fmt.Sprintf("ip route change %s mtu lock %d", way, mtu)))
+}
+
+// Cut has everything to a place vanish, without a word; the way back is as it was.
+func (h *Hop) Cut(ctx context.Context, to int) error {
+	return h.do(ctx, Middle, []string{"ip", "route", "add", "blackhole", map[int]string{Left: LeftAddr, Right: RightAddr}[to]})
+}
+
+// Mend ends Cut.
+func (h *Hop) Mend(ctx context.Context, to int) error {
+	return h.do(ctx, Middle, []string{"ip", "route", "del", "blackhole", map[int]string{Left: LeftAddr, Right: RightAddr}[to]})
+}
+
+// NotHere tells whether an error says that this machine cannot do such things.
+func NotHere(err error) bool { return errors.Is(err, errNotHere) }
+
 // dropUnreachable is classic BPF on Ethernet frames: where the type (at 12) is IPv4, the protocol (at 23) ICMP and its type (at
 // 34) 3, "destination unreachable", the frame is dropped (2); all else passes (0).
 const dropUnreachable = "8,40 0 0 12,21 0 4 2048,48 0 0 23,21 0 2 1,48 0 0 34,21 1 0 3,6 0 0 0,6 0 0 2,"
