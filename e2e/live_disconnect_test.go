@@ -213,3 +213,30 @@ func TestLiveHalfOpen(t *testing.T) {
 		})
 	}
 }
+
+// A session that is idle, paused or read-only keeps the way open: pings go on (wire's tests say how often), and it is
+// not lost.
+func TestLivePings(t *testing.T) {
+	p, _ := filled(t, 16*mib)
+	before := p.primary.peer().Reconnects
+	beats := func(state string) {
+		t.Helper()
+		until(t, "the mirror to be "+state, func() bool { return p.primary.peer().State == state })
+		for range 2 {
+			last := p.primary.peer().Wire
+			until(t, "a ping while it is "+state, func() bool { return p.primary.peer().Wire > last })
+		}
+		if m := p.primary.peer(); m.State != state || m.Reconnects != before {
+			t.Errorf("it was to stay %s: %+v", state, m)
+		}
+	}
+	beats("connected")
+	p.primary.ask("pause", "v").ok(t)
+	beats("paused")
+	p.primary.ask("resume", "v").ok(t)
+	p.connected()
+	dd(t, p.dst, 5*mib)
+	p.primary.ask("verify", "v").fails(t, 5, "read-only")
+	before = p.primary.peer().Reconnects // the verdict may end a session
+	beats("read-only")
+}
