@@ -152,10 +152,12 @@ func (d *database) detach() {
 		d.dev = ""
 	}
 	if d.fuse != nil {
+		at := filepath.Join(d.dir, "fuse")
 		d.fuse.signal(syscall.SIGTERM)
 		until(d.t, "the end of nbdfuse", func() bool {
-			exec.Command("umount", filepath.Join(d.dir, "fuse")).Run() // busy until the loop device is gone
-			return d.fuse.ended()
+			exec.Command("umount", at).Run() // busy until the loop device is gone; nbdfuse may end without it
+			mounts, err := os.ReadFile("/proc/self/mountinfo")
+			return d.fuse.ended() && err == nil && !strings.Contains(string(mounts), " "+at+" ")
 		})
 		d.fuse = nil
 	}

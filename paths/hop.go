@@ -157,8 +157,8 @@ func (h *Hop) Wrap(place int) []string {
 	return []string{"nsenter", "--net=" + h.namespace(place), "--"}
 }
 
-// Cut takes a place off the net: its address is gone, and nobody answers for it.
-func (h *Hop) Cut(ctx context.Context, place int) error {
+// Unplug takes a place off the net: its address is gone, and nobody answers for it.
+func (h *Hop) Unplug(ctx context.Context, place int) error {
 	return h.do(ctx, place, []string{"ip", "link", "set", "out", "down"})
 }
 

@@ -122,7 +122,7 @@ func (r *rig) places() (err error) {
 func (r *rig) move() error {
 	_, port, err := net.SplitHostPort(r.mirror.Addr)
 	if err == nil {
-		err = r.hop.Cut(r.ctx, Left)
+		err = r.hop.Unplug(r.ctx, Left)
 	}
 	r.mirror.Wrap, r.mirror.Listen = r.hop.Wrap(Right), net.JoinHostPort(RightAddr, port)
 	return err
