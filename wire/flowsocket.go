@@ -30,17 +30,8 @@ type kernelView struct {
 
 // flowSocketOf finds the socket below layers such as TLS.
 func flowSocketOf(nc net.Conn) flowSocket {
-	for {
-		layer, ok := nc.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		nc = layer.NetConn()
-	}
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		if raw, err := tcp.SyscallConn(); err == nil {
-			return flowSocket{raw: raw, lowat: notSentLowat}
-		}
+	if raw := socketOf(nc); raw != nil {
+		return flowSocket{raw: raw, lowat: notSentLowat}
 	}
 	return flowSocket{}
 }
