@@ -415,3 +415,40 @@ func TestPlaces(t *testing.T) {
 		t.Errorf("%d are left, %v", p.count, p.of)
 	}
 }
+
+// A connection that has carried as much as its keys may is replaced, and nobody calls that a disconnect.
+func TestKeysRenew(t *testing.T) {
+	p := newSecurePair(t)
+	p.settle()
+	p.primary.stop()
+	p.primary.renew = 1 << 20
+	p.primary.start()
+	p.settle()
+	lost := func(n *liveNode) int {
+		h, err := FetchHistory(t.Context(), n.control(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(h.History)
+	}
+	before := p.mirrors[0].status().Primary.Reconnects
+	histories := [2]int{lost(p.primary), lost(p.mirrors[0])}
+	w := p.client()
+	for i := range 64 { // four megabytes
+		p.write(w, int64(i)*64<<10, 64<<10)
+		if i%8 == 7 {
+			p.settle()
+		}
+	}
+	p.settle()
+	p.equal(0)
+	if n := p.mirrors[0].logged("is done"); n < 2 {
+		t.Errorf("%d connections were replaced", n)
+	}
+	if m, own := p.mirrorStatus(0), p.mirrors[0].status().Primary; m.Reconnects != 0 || own.Reconnects != before {
+		t.Errorf("reconnects: %d here, %d there (%d before)", m.Reconnects, own.Reconnects, before)
+	}
+	if now := [2]int{lost(p.primary), lost(p.mirrors[0])}; now != histories {
+		t.Errorf("disconnects: %v, %v before", now, histories)
+	}
+}

@@ -156,7 +156,7 @@ func farewell(err error) wire.Message {
 	var own *Error
 	var remote *wire.RemoteError
 	switch {
-	case errors.Is(err, errDone):
+	case errors.Is(err, errDone), errors.Is(err, errRenewed):
 		return &wire.Bye{Code: wire.CodeDone}
 	case errors.As(err, &remote):
 		return nil

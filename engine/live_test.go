@@ -34,7 +34,30 @@ type liveNode struct {
 	device openDevice     // nil: the real one
 	id     *identity.Node // nil: insecure
 	probe  time.Duration  // between probes of mirrors; 0: as always
+	renew  int64          // bytes of a connection; 0: as always
 	stop   func()
+
+	logging sync.Mutex
+	lines   []string
+}
+
+func (n *liveNode) log(text string) {
+	n.t.Log(filepath.Base(n.state)+":", text)
+	n.logging.Lock()
+	defer n.logging.Unlock()
+	n.lines = append(n.lines, text)
+}
+
+// logged counts the lines that hold a text.
+func (n *liveNode) logged(part string) (count int) {
+	n.logging.Lock()
+	defer n.logging.Unlock()
+	for _, line := range n.lines {
+		if strings.Contains(line, part) {
+			count++
+		}
+	}
+	return count
 }
 
 func (n *liveNode) control() string { return filepath.Join(n.state, "control.sock") }
@@ -46,7 +69,7 @@ func (n *liveNode) start() {
 	var err error
 	routine.Go(func() {
 		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: n.id == nil, Identity: n.id,
-			device: n.device, probeEvery: n.probe, Version: "test", Log: func(text string) { n.t.Log(filepath.Base(n.state)+":", text) }})
+			device: n.device, probeEvery: n.probe, renewAfter: n.renew, Version: "test", Log: n.log})
 	})
 	n.stop = sync.OnceFunc(func() {
 		cancel()

@@ -57,6 +57,7 @@ func (s *mirrorSession) parted(err error) {
 	m := s.m
 	if err == nil {
 		m.log(fmt.Sprintf("%s: the primary %s is done", s.peer, s.node))
+		m.update(func(v *mirrorView) { v.done++ })
 		return
 	}
 	p := partingOf(s.conn, true, err)

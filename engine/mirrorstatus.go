@@ -28,6 +28,7 @@ type mirrorView struct {
 	shipped   int64 // of ended sessions
 	wire      int64
 	sessions  int64
+	done      int64 // of these: ended by the primary without anything being wrong
 }
 
 // update changes the view.
@@ -153,7 +154,7 @@ func (m *mirror) fillFacts(st *VolumeStatus, v *mirrorView) {
 	st.Unproven = f.Mirror.Unproven || v.comparing || v.doubts > 0
 	p := &MirrorStatus{Node: v.node, Address: v.address, State: "connecting", CommittedEpoch: f.Mirror.Committed,
 		AppliedEpoch: f.Mirror.Applied, StagedBytes: v.staged, NeedsBytes: v.doubts, ShippedBytes: v.shipped, WireBytes: v.wire,
-		LastDisconnect: v.last, Reconnects: max(0, v.sessions-1)}
+		LastDisconnect: v.last, Reconnects: max(0, v.sessions-1-v.done)}
 	for _, h := range f.Mirror.Holes {
 		p.Holes += h.Length
 	}

@@ -62,6 +62,7 @@ type primary struct {
 
 	checkpointed time.Time     // when the last one was made; of routineCheckpoint
 	probeEvery   time.Duration // 0: probeEvery
+	renewAfter   int64         // bytes; 0: renewAfter
 
 	export   *nbd.Server
 	listener net.Listener
@@ -111,6 +112,7 @@ type primaryDeps struct {
 	sizes      Sizes
 	journal    journal.VolumeOptions
 	probeEvery time.Duration
+	renewAfter int64
 }
 
 func (d primaryDeps) withDefaults() primaryDeps {

@@ -21,7 +21,7 @@ import (
 func openPrimary(d primaryDeps) (*primary, error) {
 	d = d.withDefaults()
 	p := &primary{name: d.name, fs: d.fs, dir: d.dir, log: d.log, node: d.node, gate: d.gate, now: d.now, wait: d.wait, sizes: d.sizes,
-		incarnation: newIncarnation(d.random), checkpointed: d.now(), disconnects: d.disconnects, door: d.door, probeEvery: d.probeEvery}
+		incarnation: newIncarnation(d.random), checkpointed: d.now(), disconnects: d.disconnects, door: d.door, probeEvery: d.probeEvery, renewAfter: d.renewAfter}
 	p.config.Store(&d.config)
 	var err error
 	if p.release, err = d.lock(d.dir); err != nil {

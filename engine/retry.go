@@ -45,6 +45,9 @@ func (r *retry) next(p parting, began, now time.Time) time.Time {
 			r.rtt = p.rtt
 		}
 	}
+	if errors.Is(p.err, errRenewed) {
+		return now
+	}
 	if remote, ok := errors.AsType[*wire.RemoteError](p.err); ok && remote.Code == wire.CodeStopped {
 		r.pause, r.awaited = backoffFirst, now.Add(awaited)
 		return began.Add(stoppedTry)

@@ -38,6 +38,7 @@ type ServerOptions struct {
 	clock  func() time.Time // that probes are told; nil: time.Now
 
 	probeEvery time.Duration // of mirrors; 0: probeEvery
+	renewAfter int64         // bytes of a connection to a mirror; 0: renewAfter
 }
 
 // server is a running node.

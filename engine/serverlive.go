@@ -77,7 +77,7 @@ func (s *server) openPrimary(ctx context.Context, v *volume, dir string) (liveVo
 		open = openFile
 	}
 	p, err := openPrimary(primaryDeps{name: v.name, config: v.config, dir: dir, node: s.node(), gate: s.gate,
-		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now, disconnects: s.disconnects, door: s.door, probeEvery: s.probeEvery})
+		fs: journal.OS, open: open, lock: journal.LockDir, log: s.volumeLog(v.name), now: time.Now, disconnects: s.disconnects, door: s.door, probeEvery: s.probeEvery, renewAfter: s.renewAfter})
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ func (s *shipper) routineDrive(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		s.keepLimit()
+		s.renew()
 		a := s.drive()
 		if ctx.Err() != nil {
 			return

@@ -25,6 +25,7 @@ import (
 //	shipfailsafe.go  mismatches: what the mirror is told, and what it says of itself
 //	shiperrand.go    verify and repair, for which the mirror's node asks
 //	probewatch.go    whether another connection would come about
+//	shiprenew.go     a connection that has carried much makes room for a new one
 //
 // Locks, in this order: hands, sending, mu. Whoever has a batch between reading and sending holds hands
 // shared; routineDrive takes it exclusively to know that nobody does.
@@ -202,7 +203,7 @@ func (s *shipper) routineConnect(ctx context.Context) {
 		if s.mayConnect() {
 			p := s.connect(ctx, r.limit(began))
 			s.disconnected(p)
-			if p.established {
+			if p.established && !errors.Is(p.err, errRenewed) {
 				s.stats.reconnects.Add(1)
 			}
 			due = r.next(p, began, time.Now())
@@ -253,7 +254,7 @@ func (s *shipper) mayConnect() bool {
 // disconnected notes why a connection ended or did not come about.
 func (s *shipper) disconnected(p parting) {
 	err := p.err
-	if err == nil || errors.Is(err, errRedial) || !p.established && errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(err, errRedial) || errors.Is(err, errRenewed) || !p.established && errors.Is(err, context.Canceled) {
 		return
 	}
 	var own *Error
