@@ -304,9 +304,10 @@ type endedBy struct {
 	err error
 }
 
-func (endedBy) Sent() int64     { return 0 }
-func (endedBy) Received() int64 { return 0 }
-func (c endedBy) Err() error    { return c.err }
+func (endedBy) Sent() int64        { return 0 }
+func (endedBy) Received() int64    { return 0 }
+func (c endedBy) Err() error       { return c.err }
+func (endedBy) RTT() time.Duration { return 0 }
 
 // TestPartingOfTheDead: a connection that was found dead ended by that, and not by the newer one for which the peer, that
 // was told, did not wait.
