@@ -258,7 +258,9 @@ func (l *flowLaw) settle(s flowSample) {
 	l.order.lowat = min(max(int64(seen*lowatTime.Seconds()), lowat), mostLowat)
 	l.order.pacing = s.limit
 	if l.slowed(s.now) {
-		l.order.pacing = max(int64(slowedPace*l.bandwidth), leastWindow)
+		// What is under way may leave within a second: it waits no less in our kernel than on the path, and
+		// there it would hide for long that the path has become fast.
+		l.order.pacing = max(int64(slowedPace*l.bandwidth), s.outstanding, leastWindow)
 		if s.limit > 0 {
 			l.order.pacing = min(l.order.pacing, s.limit)
 		}

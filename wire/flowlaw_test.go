@@ -104,6 +104,22 @@ func TestFlowLawSwells(t *testing.T) {
 	}
 }
 
+// TestFlowLawSlowPath: what was sent into a path that became slow is not held back here: were the path fast again, nobody
+// would learn it.
+func TestFlowLawSlowPath(t *testing.T) {
+	l, now := flowLaw{most: 32 << 20}, time.Second
+	s := flowSample{rtt: 20 * ms, full: true, held: true, record: 4 << 10, outstanding: 8 << 20}
+	feed(&l, &now, 5*time.Second, 10<<20, s)
+	s.rtt = 20 * time.Second
+	if o := feed(&l, &now, 30*time.Second, 8<<10, s); !l.slowed(now) || l.bandwidth > 16<<10 || o.pacing < s.outstanding {
+		t.Errorf("%d bytes a second, %d under way: %+v", int64(l.bandwidth), s.outstanding, o)
+	}
+	s.outstanding = 0
+	if o := feed(&l, &now, time.Second, 8<<10, s); o.pacing > 20<<10 {
+		t.Errorf("nothing under way: %+v", o)
+	}
+}
+
 // TestFlowLawStandstill: a path that stands still for a moment is not a slow one.
 func TestFlowLawStandstill(t *testing.T) {
 	l, now := flowLaw{most: 32 << 20}, time.Second
