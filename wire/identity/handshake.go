@@ -236,7 +236,8 @@ func (h *handshake) identify(s tls.ConnectionState) error {
 
 // run does the handshake.
 func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *tls.Conn) (*conn, Peer, error) {
-	low := &gather{Conn: nc}
+	_, segments := nc.(*net.TCPConn)
+	low := &gather{Conn: nc, shaking: segments}
 	c := &conn{Conn: layer(low), low: low, node: h.node, peer: h.peer}
 	if err := wire.Handshake(nc, func() error { return c.HandshakeContext(ctx) }); err != nil {
 		record, alien := errors.AsType[tls.RecordHeaderError](err)
@@ -247,6 +248,7 @@ func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *
 		nc.Close()
 		return nil, Peer{}, err
 	}
+	low.shook()
 	c.peer = h.peer
 	h.node.noteCertificate(h.peer.Name, h.cert)
 	return c, h.peer, nil
