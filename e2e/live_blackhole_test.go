@@ -87,28 +87,37 @@ func (s *stamped) narrowed(most int) {
 // from the middle of a session on. It is named, and replication goes on with smaller segments.
 func TestBlackHole(t *testing.T) {
 	for name, c := range map[string]struct {
-		first, later int
-		most         int // bytes of segments in the end
+		first  int // the MTU of the way
+		before int // if not 0, before anybody is there
+		later  int // if not 0, in the middle of a session
+		most   int // bytes of segments in the end
 	}{
 		"from the start":        {first: 1280, most: 1200},
 		"much smaller":          {first: 700, most: 536},
 		"in the middle":         {first: 1500, later: 1280, most: 1200},
+		"jumbo frames":          {first: 9000, before: 1500, most: 1200},
 		"with room: no trouble": {first: 1500},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHop(t, c.first)
+			narrow := func(mtu int) {
+				for _, to := range []int{paths.Left, paths.Right} {
+					if err := h.Narrow(t.Context(), to, mtu); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if c.before > 0 {
+				narrow(c.before)
+			}
 			began := time.Now()
 			s := hopPair(t, h)
 			s.settled()
 			if c.later > 0 {
 				s.written(50)
 				began = time.Now()
-				for _, to := range []int{paths.Left, paths.Right} {
-					if err := h.Narrow(t.Context(), to, c.later); err != nil {
-						t.Fatal(err)
-					}
-				}
+				narrow(c.later)
 				until(t, "the black hole to be named", func() bool {
 					d := s.primary.peer().Disconnect
 					return d != nil && d.Class == "mtu"
@@ -138,11 +147,11 @@ func TestNoBlackHole(t *testing.T) {
 			s := hopPair(t, h)
 			s.settled()
 			s.written(50)
-			if err := h.Cut(t.Context(), to); err != nil {
+			if err := h.Swallow(t.Context(), to); err != nil {
 				t.Fatal(err)
 			}
 			until(t, "the loss to be noticed", func() bool { return s.primary.peer().Disconnect != nil })
-			if err := h.Mend(t.Context(), to); err != nil {
+			if err := h.Release(t.Context(), to); err != nil {
 				t.Fatal(err)
 			}
 			s.settled()

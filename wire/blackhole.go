@@ -126,7 +126,7 @@ func (s holeSigns) of(err error) error {
 	if class := Classify(err); class != ClassReset && class != ClassTimeout {
 		return err
 	}
-	return fmt.Errorf("%w: %s: %w", ErrBlackHole, s.text, err)
+	return fmt.Errorf("%w: %s: %v", ErrBlackHole, s.text, err) // only its words: it may be the peer's, of another class
 }
 
 // tcpInfo asks the kernel; nil where it does not answer.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,8 +75,8 @@ func TestHoleSigns(t *testing.T) {
 // TestHoleExplains: signs explain an end that has no other cause, and nothing else.
 func TestHoleExplains(t *testing.T) {
 	signs := holeSigns{text: "signs"}
-	for _, err := range []error{ErrSilent, ErrReset, ErrHandshakeTimeout, context.DeadlineExceeded} {
-		if got := signs.of(err); Classify(got) != ClassMTU || !errors.Is(got, err) {
+	for _, err := range []error{ErrSilent, ErrReset, ErrHandshakeTimeout, context.DeadlineExceeded, &RemoteError{Code: CodeSilent}} {
+		if got := signs.of(err); Classify(got) != ClassMTU || !errors.Is(got, ErrBlackHole) || !strings.Contains(got.Error(), err.Error()) {
 			t.Errorf("%v became %v", err, got)
 		}
 		if got := (holeSigns{}).of(err); got != err {
