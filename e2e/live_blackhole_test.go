@@ -147,11 +147,11 @@ func TestNoBlackHole(t *testing.T) {
 			s := hopPair(t, h)
 			s.settled()
 			s.written(50)
-			if err := h.Swallow(t.Context(), to); err != nil {
+			if err := h.Cut(t.Context(), to); err != nil {
 				t.Fatal(err)
 			}
 			until(t, "the loss to be noticed", func() bool { return s.primary.peer().Disconnect != nil })
-			if err := h.Release(t.Context(), to); err != nil {
+			if err := h.Mend(t.Context(), to); err != nil {
 				t.Fatal(err)
 			}
 			s.settled()
