@@ -42,7 +42,7 @@ const (
 
 // NewHop makes one; it needs root. What is larger than mtu does not get through the middle, in either direction, and nobody
 // is told: the interfaces there are small, which nobody beyond them sees, and the ICMP that says so is dropped. From
-// 1500 on everything gets through.
+// 1500 on everything gets through; the ends' own packets are of up to 1500 bytes, or mtu where that is more.
 func NewHop(ctx context.Context, mtu int) (*Hop, error) {
 	if err := needRoot(); err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func (h *Hop) build(ctx context.Context, mtu int) error {
 		}
 	}
 	pid := func(i int) string { return fmt.Sprint(h.holders[i].Process.Pid) }
-	small := fmt.Sprint(mtu)
+	small, large := fmt.Sprint(mtu), fmt.Sprint(max(mtu, 1500))
 	for _, c := range []struct {
 		at   int
 		line string
@@ -75,8 +75,8 @@ func (h *Hop) build(ctx context.Context, mtu int) error {
 		{Middle, "ip address add 10.77.2.254/24 dev right"},
 		{Middle, "ip link set left mtu " + small + " up"},
 		{Middle, "ip link set right mtu " + small + " up"},
-		{Left, "ip link set out up"},
-		{Right, "ip link set out up"},
+		{Left, "ip link set out mtu " + large + " up"},
+		{Right, "ip link set out mtu " + large + " up"},
 		{Left, "ip link set lo up"},
 		{Middle, "ip link set lo up"},
 		{Right, "ip link set lo up"},
