@@ -179,7 +179,11 @@ func (k *link) pump(to, from net.Conn, answers bool) {
 		if !answers {
 			k.speed.WaitN(context.Background(), n) // never more than its burst
 		}
-		k.gate(b[:n], answers)
+		if !k.gate(b[:n], answers) {
+			hangUp(from)
+			hangUp(to)
+			return
+		}
 		if _, werr := to.Write(b[:n]); werr != nil {
 			hangUp(from)
 			return
@@ -196,16 +200,20 @@ func (k *link) pump(to, from net.Conn, answers bool) {
 	}
 }
 
-// gate holds bytes back while the link is frozen, counts them, and damages them where that is wanted.
-func (k *link) gate(b []byte, answers bool) {
+// gate holds bytes back while the link is frozen, counts them, and damages them where that is wanted. It tells whether
+// they may pass: what was held back when the link was cut does not slip through before the connections are reset.
+func (k *link) gate(b []byte, answers bool) (pass bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for !k.down && (k.frozen || answers && k.deaf) {
 		k.change.Wait()
 	}
+	if k.down {
+		return false
+	}
 	k.carried.Add(int64(len(b)))
 	if k.every == 0 {
-		return
+		return true
 	}
 	at := int64(0)
 	for at+k.next <= int64(len(b)) {
@@ -215,4 +223,5 @@ func (k *link) gate(b []byte, answers bool) {
 		k.next = k.every/2 + k.rng.Int64N(k.every) + 1
 	}
 	k.next -= int64(len(b)) - at
+	return true
 }
