@@ -66,21 +66,25 @@ func TestDoctor(t *testing.T) {
 	t.Logf("%.1f s", r.Seconds)
 }
 
+// meet makes a contact.
+func meet(t *testing.T, r reach) *contact {
+	t.Helper()
+	nc, err := wire.Dial(t.Context(), r.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.greet(t.Context(), nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // TestOneLoadTest: a node has one at a time; who comes meanwhile is told, and the next one has its turn.
 func TestOneLoadTest(t *testing.T) {
 	addr := probeServer(t, nil)
 	r := reach{target: addr}
-	meet := func() *contact {
-		nc, err := wire.Dial(t.Context(), addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := r.greet(t.Context(), nc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
+	meet := func() *contact { return meet(t, r) }
 	first := meet()
 	if err := first.conn.Send(&wire.Load{Direction: wire.LoadFrom, Millis: wire.MaxLoadMillis, Bytes: wire.MaxLoadBytes}); err != nil {
 		t.Fatal(err)
@@ -109,27 +113,13 @@ func TestLoadTestWithoutEnd(t *testing.T) {
 	addr := probeServer(t, nil)
 	r := reach{target: addr}
 	for _, d := range []wire.Direction{wire.LoadFrom, wire.LoadTo} {
-		nc, err := wire.Dial(t.Context(), addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := r.greet(t.Context(), nc)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := meet(t, r)
 		defer c.conn.Close(nil)
 		if err := c.conn.Send(&wire.Load{Direction: d, Millis: 100, Bytes: wire.MaxLoadBytes}); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "the next one has its turn", func() bool {
-			nc, err := wire.Dial(t.Context(), addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := r.greet(t.Context(), nc)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := meet(t, r)
 			return !busy(c.loadTest(t.Context(), wire.LoadFrom, time.Millisecond))
 		})
 	}
@@ -159,14 +149,7 @@ func TestHostileProbes(t *testing.T) {
 		"another Hello":           {[]wire.Message{&wire.Hello{Role: wire.RoleProbe}}, wire.CodeProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
-			nc, err := wire.Dial(t.Context(), addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := r.greet(t.Context(), nc)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := meet(t, r)
 			defer c.conn.Close(nil)
 			c.conn.Send(hostile.says...) // it may be cut off meanwhile
 			for {

@@ -41,7 +41,7 @@ type probed struct {
 	sink    atomic.Pointer[intake]
 	loading bool        // the reader's: this connection has its load test, or had it
 	holds   atomic.Bool // the node's one load test
-	late    *time.Timer // ends the probe where its load test has no end
+	overdue *time.Timer // ends the probe where its load test has no end
 }
 
 // intake counts a load test towards us.
@@ -75,7 +75,7 @@ func tooLong(op string, limit time.Duration) error {
 // have the next one.
 func (p *probed) unload() {
 	if p.holds.CompareAndSwap(true, false) {
-		p.late.Stop()
+		p.overdue.Stop()
 		p.s.loaded.Store(false)
 	}
 }
@@ -123,7 +123,7 @@ func (p *probed) begin(m *wire.Load) error {
 	}
 	p.loading = true
 	limit := time.Duration(m.Millis)*time.Millisecond + loadGrace
-	p.late = time.AfterFunc(limit, func() { p.cancel(tooLong("run load test", limit)) })
+	p.overdue = time.AfterFunc(limit, func() { p.cancel(tooLong("run load test", limit)) })
 	p.holds.Store(true)
 	if m.Direction == wire.LoadTo {
 		p.sink.Store(&intake{load: m, began: time.Now()})
