@@ -257,9 +257,10 @@ func (l *flowLaw) settle(s flowSample) {
 	l.order.run = min(max(int64(seen*runTime.Seconds()), run), MaxRun)
 	l.order.lowat = min(max(int64(seen*lowatTime.Seconds()), lowat), mostLowat)
 	l.order.pacing = s.limit
-	if l.slowed(s.now) {
-		// What is under way may leave within a second: it waits no less in our kernel than on the path, and
-		// there it would hide for long that the path has become fast.
+	if l.swollen {
+		// Only as long as it stands: what we pace waits in our own kernel, its round trips are of our own making,
+		// and a path that has become fast would never be seen. For the same reason what is under way may leave
+		// within a second: it waits no less in our kernel than on the path.
 		l.order.pacing = max(int64(slowedPace*l.bandwidth), s.outstanding, leastWindow)
 		if s.limit > 0 {
 			l.order.pacing = min(l.order.pacing, s.limit)

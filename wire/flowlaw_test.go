@@ -87,8 +87,8 @@ func TestFlowLawSwells(t *testing.T) {
 	if !l.slowed(now) || o.window > before.window*3/4 || o.pacing <= 0 || o.pacing > 14<<20 || l.base != 20*ms {
 		t.Errorf("swollen: %+v, before %+v, base %v", o, before, l.base)
 	}
-	if feed(&l, &now, 2*time.Second, 10<<20, calm); !l.slowed(now) {
-		t.Error("it is told for too short a time")
+	if o := feed(&l, &now, 2*time.Second, 10<<20, calm); !l.slowed(now) || o.pacing != 0 {
+		t.Errorf("calm for two seconds: told %v; what is paced on would keep the path slow: %+v", l.slowed(now), o)
 	}
 	if o := feed(&l, &now, 5*time.Second, 10<<20, calm); l.slowed(now) || o.pacing != 0 {
 		t.Errorf("calm again: %+v", o)
