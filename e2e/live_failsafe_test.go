@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -236,30 +235,6 @@ func TestMirrorWrittenOver(t *testing.T) {
 	})
 	p.same()
 	p.primary.ask("verify", "v").ok(t)
-}
-
-// startDatabase makes a database on the export of a new pair and puts it under load.
-func startDatabase(t testing.TB) *database {
-	t.Helper()
-	d := &database{livePair: startLivePair(t, plain, 512*mib)}
-	d.at = filepath.Join(d.dir, "mnt")
-	if err := os.MkdirAll(d.at, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(d.end)
-	d.attach()
-	tool(t, "mkfs.ext4", "-q", "-E", "nodiscard", d.dev)
-	tool(t, "mount", d.dev, d.at)
-	tool(t, "chown", "postgres", d.at)
-	tool(t, asPostgres("initdb", "--data-checksums", "--no-sync", "-A", "trust", "-D", filepath.Join(d.at, "data"))...)
-	pg := startPostgres(t, filepath.Join(d.at, "data"))
-	pg.ask("CREATE TABLE counter (n bigint PRIMARY KEY)")
-	pg.ask("CREATE EXTENSION amcheck")
-	pg.run("pgbench", "-q", "-i", "-s", "2", "postgres")
-	pg.end(syscall.SIGINT)
-	tool(t, "umount", d.at)
-	d.begin()
-	return d
 }
 
 // PostgreSQL goes on under load and sees nothing while its mirror is driven into read-only and repaired; the

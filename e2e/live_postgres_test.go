@@ -125,6 +125,30 @@ type database struct {
 	committed atomic.Int64 // what last was before the last completed cut
 }
 
+// startDatabase makes a database on the export of a new pair and puts it under load.
+func startDatabase(t testing.TB) *database {
+	t.Helper()
+	d := &database{livePair: startLivePair(t, plain, 512*mib)}
+	d.at = filepath.Join(d.dir, "mnt")
+	if err := os.MkdirAll(d.at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.end)
+	d.attach()
+	tool(t, "mkfs.ext4", "-q", "-E", "nodiscard", d.dev)
+	tool(t, "mount", d.dev, d.at)
+	tool(t, "chown", "postgres", d.at)
+	tool(t, asPostgres("initdb", "--data-checksums", "--no-sync", "-A", "trust", "-D", filepath.Join(d.at, "data"))...)
+	pg := startPostgres(t, filepath.Join(d.at, "data"))
+	pg.ask("CREATE TABLE counter (n bigint PRIMARY KEY)")
+	pg.ask("CREATE EXTENSION amcheck")
+	pg.run("pgbench", "-q", "-i", "-s", "2", "postgres")
+	pg.end(syscall.SIGINT)
+	tool(t, "umount", d.at)
+	d.begin()
+	return d
+}
+
 // attach makes a block device of the export.
 func (d *database) attach() {
 	d.t.Helper()
@@ -262,25 +286,7 @@ func TestLivePostgres(t *testing.T) {
 	if *long {
 		rounds = 12
 	}
-	d := &database{livePair: startLivePair(t, plain, 512*mib)}
-	d.at = filepath.Join(d.dir, "mnt")
-	if err := os.MkdirAll(d.at, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(d.end)
-	d.attach()
-	tool(t, "mkfs.ext4", "-q", "-E", "nodiscard", d.dev)
-	tool(t, "mount", d.dev, d.at)
-	tool(t, "chown", "postgres", d.at)
-	tool(t, asPostgres("initdb", "--data-checksums", "--no-sync", "-A", "trust", "-D", filepath.Join(d.at, "data"))...)
-	pg := startPostgres(t, filepath.Join(d.at, "data"))
-	pg.ask("CREATE TABLE counter (n bigint PRIMARY KEY)")
-	pg.ask("CREATE EXTENSION amcheck")
-	pg.run("pgbench", "-q", "-i", "-s", "2", "postgres")
-	pg.end(syscall.SIGINT)
-	tool(t, "umount", d.at)
-
-	d.begin()
+	d := startDatabase(t)
 	stop := make(chan struct{})
 	var cuts sync.WaitGroup
 	cuts.Go(func() { d.cutting(stop) })
