@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,56 +25,110 @@ const (
 // of addresses, hold all of it.
 const maxProven = 256
 
-// lobby counts the handshakes that are under way.
-type lobby struct {
-	mu     sync.Mutex
-	count  int // of addresses that were not proven
-	from   map[netip.Addr]int
-	proven map[netip.Addr]bool
+// guest is a handshake that is under way.
+type guest struct {
+	nc       net.Conn
+	from     netip.Addr
+	stranger bool // no trusted peer is known to have come from its address
+	putOut   bool // to make room for another
 }
 
-// enter begins a handshake, if there is room for it.
-func (d *lobby) enter(nc net.Conn) (leave func(), ok bool) {
-	from := origin(nc)
+// lobby holds the handshakes that are under way. Where strangers have taken all places there are, the next one still gets
+// in, for one that has proven nothing so far: who merely holds places keeps nobody out.
+type lobby struct {
+	mu      sync.Mutex
+	count   int      // strangers, without those that were put out
+	leaving int      // those: their goroutines have not ended yet
+	silent  []*guest // strangers who have not proven who they are, oldest first
+	from    map[netip.Addr]int
+	proven  map[netip.Addr]bool
+}
+
+// enter begins a handshake, if there is room for it or can be made.
+func (d *lobby) enter(nc net.Conn) (*guest, bool) {
+	g := &guest{nc: nc, from: origin(nc)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	counts := 1
-	if d.proven[from] {
-		counts = 0
-	}
-	if d.count+counts > maxHandshakes || d.from[from] >= maxHandshakesOne {
+	g.stranger = !d.proven[g.from]
+	if d.from[g.from] >= maxHandshakesOne || g.stranger && d.count >= maxHandshakes && !d.makeRoomLocked() {
 		return nil, false
 	}
 	if d.from == nil {
 		d.from = map[netip.Addr]int{}
 	}
-	d.count += counts
-	d.from[from]++
-	return func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.count -= counts
-		if d.from[from]--; d.from[from] == 0 {
-			delete(d.from, from)
-		}
-	}, true
+	if d.from[g.from]++; g.stranger {
+		d.count++
+		d.silent = append(d.silent, g)
+	}
+	return g, true
 }
 
-// prove remembers that a trusted peer came from there.
-func (d *lobby) prove(nc net.Conn) {
-	from := origin(nc)
+// makeRoomLocked puts out the oldest of the address that has most of the places: where one who is trusted comes from an
+// address of his own, it is not he, however fast the others come.
+func (d *lobby) makeRoomLocked() bool {
+	if len(d.silent) == 0 || d.leaving >= maxHandshakes {
+		return false
+	}
+	has := map[netip.Addr]int{}
+	for _, g := range d.silent {
+		has[g.from]++
+	}
+	out := d.silent[0]
+	for _, g := range d.silent {
+		if has[g.from] > has[out.from] {
+			out = g
+		}
+	}
+	out.putOut = true
+	out.nc.Close() // its goroutine learns of it, and leaves
+	d.forgetLocked(out)
+	d.count--
+	d.leaving++
+	return true
+}
+
+// leave ends a handshake. putOut: it had to.
+func (d *lobby) leave(g *guest) (putOut bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	switch {
+	case g.putOut:
+		d.leaving--
+	case g.stranger:
+		d.count--
+		d.forgetLocked(g)
+	}
+	if d.from[g.from]--; d.from[g.from] == 0 {
+		delete(d.from, g.from)
+	}
+	return g.putOut
+}
+
+// forgetLocked takes a guest out of those that can be put out.
+func (d *lobby) forgetLocked(g *guest) {
+	d.silent = slices.DeleteFunc(d.silent, func(other *guest) bool { return g == other })
+}
+
+// prove notes that the guest is a trusted peer, who keeps his place, and that such a one came from his address. false: he
+// was put out before.
+func (d *lobby) prove(g *guest) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if g.putOut {
+		return false
+	}
+	d.forgetLocked(g)
 	if d.proven == nil {
 		d.proven = map[netip.Addr]bool{}
 	}
 	for old := range d.proven {
-		if len(d.proven) < maxProven || d.proven[from] {
+		if len(d.proven) < maxProven || d.proven[g.from] {
 			break
 		}
 		delete(d.proven, old) // any
 	}
-	d.proven[from] = true
+	d.proven[g.from] = true
+	return true
 }
 
 // origin is the address that a connection comes from; with IPv6 its /64, of which everybody has as many addresses
@@ -137,13 +192,13 @@ func (s *server) receive(ctx context.Context, nc net.Conn) {
 		s.conns.Go(func() { s.plain(ctx, nc) })
 		return
 	}
-	leave, ok := s.lobby.enter(nc)
+	g, ok := s.lobby.enter(nc)
 	if !ok {
 		nc.Close()
 		s.strangers.say(fmt.Sprintf("%s: closed at once: %d handshakes are under way, or %d of its address", nc.RemoteAddr(), maxHandshakes, maxHandshakesOne))
 		return
 	}
-	s.conns.Go(func() { s.secure(ctx, nc, leave) })
+	s.conns.Go(func() { s.secure(ctx, g) })
 }
 
 // plain runs a session without identities, if there is room for one.
@@ -158,28 +213,36 @@ func (s *server) plain(ctx context.Context, nc net.Conn) {
 	s.session(ctx, nc, identity.Peer{}, wire.HandshakeTimeout)
 }
 
-// secure does the handshake, and runs a session, if there is room for one. leaveLobby ends the handshake.
-func (s *server) secure(ctx context.Context, nc net.Conn, leaveLobby func()) {
+// secure does the handshake, and runs a session, if there is room for one.
+func (s *server) secure(ctx context.Context, g *guest) {
 	limit := time.Now().Add(wire.HandshakeTimeout)
 	bounded, stop := context.WithDeadline(ctx, limit)
-	conn, peer, err := s.Identity.Accept(bounded, nc)
+	conn, peer, err := s.Identity.Accept(bounded, g.nc)
 	stop()
+	if err == nil && !s.lobby.prove(g) {
+		err = errPutOut
+		conn.Close()
+	}
 	if err != nil {
-		leaveLobby()
-		s.noHandshake(ctx, nc, err)
+		if s.lobby.leave(g) {
+			err = errPutOut // that is why it failed
+		}
+		s.noHandshake(ctx, g.nc, err)
 		return
 	}
-	s.lobby.prove(nc)
 	leave, err := s.places.take(peer.Name)
 	if err != nil {
 		s.crowded(ctx, conn, peer, err) // still in the lobby, so these have a bound too
-		leaveLobby()
+		s.lobby.leave(g)
 		return
 	}
-	leaveLobby()
+	s.lobby.leave(g)
 	defer leave()
 	s.session(ctx, conn, peer, max(time.Until(limit), time.Second))
 }
+
+// errPutOut is not told to whoever it was, who had said nothing that would make him a peer.
+var errPutOut = fmt.Errorf("%d are under way, and this one, which had proven nothing yet, made room for another", maxHandshakes)
 
 // noHandshake logs that nothing came of a connection.
 func (s *server) noHandshake(ctx context.Context, nc net.Conn, err error) {
