@@ -92,7 +92,11 @@ func (a *app) keysShow() *cli.Command {
 				case "next":
 					fmt.Fprintf(a.stdout, "From %s on it is %v.\n", shortTime(k.Switch), k.ID)
 				case "old":
-					fmt.Fprintf(a.stdout, "The old one, %v, is good until %s.\n", k.ID, shortTime(k.Until))
+					is := "is"
+					if !k.Until.After(time.Now()) {
+						is = "was" // it is destroyed when that is sure
+					}
+					fmt.Fprintf(a.stdout, "The old one, %v, %s good until %s.\n", k.ID, is, shortTime(k.Until))
 				}
 			}
 			fmt.Fprintf(a.stdout, "On the other node: %s keys trust %s %v\n", name, selfName(), n.ID())

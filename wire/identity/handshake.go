@@ -143,7 +143,7 @@ func hint(id ID) string { return hintPrefix + id.chars()[:hintChars] }
 // answer is the certificate of the newest own key that is among the hints, else the current one.
 func (h *handshake) answer(protos []string) *tls.Certificate {
 	for i, k := range slices.Backward(h.files.own) {
-		if slices.Contains(protos, hint(k.id)) {
+		if slices.Contains(protos, hint(k.id)) && h.files.own.good(i, h.now) {
 			return h.use(i)
 		}
 	}
@@ -169,7 +169,7 @@ func (h *handshake) show() *tls.Certificate {
 	defer n.mu.Unlock()
 	var row []int
 	add := func(i int) {
-		if !slices.Contains(row, i) {
+		if !slices.Contains(row, i) && (i == certified || h.files.own.good(i, h.now)) {
 			row = append(row, i)
 		}
 	}

@@ -16,8 +16,9 @@ import (
 
 // clock is a time that a test moves.
 type clock struct {
-	mu sync.Mutex
-	t  time.Time
+	mu     sync.Mutex
+	t      time.Time
+	passed time.Duration
 }
 
 func newClock() *clock { return &clock{t: time.Date(2027, 1, 1, 12, 0, 0, 0, time.UTC)} }
@@ -32,6 +33,20 @@ func (c *clock) pass(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.t = c.t.Add(d)
+	c.passed += max(d, 0)
+}
+
+// set is what a person or a time server does.
+func (c *clock) set(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+func (c *clock) elapsed() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.passed
 }
 
 const days = 24 * time.Hour
@@ -42,6 +57,13 @@ type testNode struct {
 	clock *clock
 	mu    sync.Mutex
 	log   []string
+}
+
+// sure looks until the node is sure of the time.
+func (n *testNode) sure() (changed bool) {
+	changed = n.Tick()
+	n.clock.pass(certain)
+	return n.Tick() || changed
 }
 
 func (n *testNode) logged(part string) bool {
@@ -61,7 +83,7 @@ func newNode(t testing.TB, c *clock, change ...func(*Options)) *testNode {
 
 func openNode(c *clock, change ...func(*Options)) (*testNode, error) {
 	n := &testNode{clock: c}
-	o := Options{Now: c.now, Log: func(text string) {
+	o := Options{Now: c.now, Elapsed: c.elapsed, Log: func(text string) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.log = append(n.log, text)

@@ -162,10 +162,13 @@ func (n *Node) Peers() []PeerInfo {
 
 // staleLocked tells of a peer that missed a switch of our keys. It is urgent when the grace is nearly over.
 func (n *Node) staleLocked(p *peer, now time.Time) (text string, urgent bool) {
-	own := n.files.own
-	i := own.index(n.knowsLocked(p.Name))
-	if i < 0 || i >= own.current(now) {
+	own, knows := n.files.own, n.knowsLocked(p.Name)
+	i, current := own.index(knows), own.current(now)
+	switch {
+	case knows == (ID{}) || i >= current:
 		return "", false
+	case i < 0 || !own.good(i, now):
+		return fmt.Sprintf("peer %s knows no key of this node that is good by now, since it was away for too long: have it trust %s", p.Name, own[current].id), true
 	}
 	return fmt.Sprintf("peer %s still uses the old key %s of this node, good until %s; it is told of the new one as soon as it is connected",
 		p.Name, own[i].id, moment(own[i].until)), span{own[i+1].from, own[i].until}.near(now)

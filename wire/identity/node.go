@@ -23,12 +23,14 @@ const (
 
 // Options of a Node.
 type Options struct {
-	Dir           string            // keys, below the state directory; made where it is missing
-	Lifetime      time.Duration     // 0: keys do not roll over by themselves
-	Grace         time.Duration     // 0: 30 days; never less than Lifetime
-	Cert, Key, CA string            // PEM files; "": pinned keys only
-	Now           func() time.Time  // nil: time.Now
-	Log           func(text string) // may be nil; must not call the Node
+	Dir           string           // keys, below the state directory; made where it is missing
+	Lifetime      time.Duration    // 0: keys do not roll over by themselves
+	Grace         time.Duration    // 0: 30 days; never less than Lifetime
+	Cert, Key, CA string           // PEM files; "": pinned keys only
+	Now           func() time.Time // nil: time.Now
+	// Elapsed is a clock that nobody sets; nil: since the start.
+	Elapsed func() time.Duration
+	Log     func(text string) // may be nil; must not call the Node
 }
 
 // Node is who we are and whom we trust, backed by its folder. Safe for concurrent use, and beside other
@@ -50,6 +52,8 @@ type Node struct {
 	// What connections have shown and the next Tick writes down, by the peer's name.
 	knows map[string]ID
 	certs map[string]span // of the certificate by which it came
+	// From when on, by Elapsed, it is sure that a key is to be destroyed, or to have its successor (overdue.go).
+	overdue map[ID]time.Duration
 	// How often a peer did not take the key that a Dial showed, since it last took one.
 	declined map[string]int
 }
@@ -74,6 +78,10 @@ func Open(o Options) (*Node, error) {
 func open(o Options, f folder) (*Node, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Elapsed == nil {
+		began := time.Now()
+		o.Elapsed = func() time.Duration { return time.Since(began) }
 	}
 	if o.Log == nil {
 		o.Log = func(string) {}
@@ -288,6 +296,7 @@ func (n *Node) installLocked(f *files) error {
 func (n *Node) Tick() (changed bool) {
 	n.reload()
 	changed = n.ca.reload()
+	n.lookAtTime()
 	if n.due() {
 		if err := n.update(tickLockWait, n.keep); err != nil && !errors.Is(err, ErrLocked) {
 			n.fault("the keys cannot be written: " + err.Error())
@@ -332,27 +341,31 @@ func (n *Node) reload() {
 
 // due tells whether there is anything that keep would change.
 func (n *Node) due() bool {
+	sure := n.sure()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now, f := n.now(), n.files
-	if _, due := f.own.due(now, n.options.Lifetime); due || !f.own.stretch(now, n.options.Grace).expire(now).equal(f.own) {
+	if _, due := f.own.due(now, n.options.Lifetime); due && sure(f.own[f.own.current(now)].id) {
+		return true
+	}
+	if !f.own.stretch(now, n.options.Grace).expire(now, sure).equal(f.own) {
 		return true
 	}
 	return len(n.knows)+len(n.certs) > 0 || slices.ContainsFunc(f.trust.Peers, func(p *peer) bool {
-		return len(p.kept(now)) < len(p.Keys)
+		return len(p.kept(now, sure)) < len(p.Keys)
 	})
 }
 
 // keep writes down what time has brought, and what connections have shown.
 func (n *Node) keep(f *files) (err error) {
-	now := n.now()
-	if at, due := f.own.due(now, n.options.Lifetime); due {
+	now, sure := n.now(), n.sure()
+	if at, due := f.own.due(now, n.options.Lifetime); due && sure(f.own[f.own.current(now)].id) {
 		if f.own, err = f.own.rotate(now, at, n.options.Grace); err != nil {
 			return err
 		}
 	}
-	f.own = f.own.stretch(now, n.options.Grace).expire(now)
-	f.trust.expire(now)
+	f.own = f.own.stretch(now, n.options.Grace).expire(now, sure)
+	f.trust.expire(now, sure)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, id := range n.knows {

@@ -124,12 +124,14 @@ func (r ring) due(now time.Time, lifetime time.Duration) (at time.Time, due bool
 	return at, true
 }
 
-// expire drops old keys whose grace is over.
-func (r ring) expire(now time.Time) ring {
+// good tells whether a key may be used: its grace is not over.
+func (r ring) good(i int, now time.Time) bool { return i >= r.current(now) || r[i].until.After(now) }
+
+// expire drops old keys that are good no longer, where that is sure.
+func (r ring) expire(now time.Time, sure func(ID) bool) ring {
 	var out ring
-	current := r.current(now)
 	for i, k := range r {
-		if i >= current || k.until.After(now) {
+		if r.good(i, now) || !sure(k.id) {
 			out = append(out, k)
 		}
 	}

@@ -28,7 +28,7 @@ func (r *rollover) Next() *wire.KeyNext {
 	f, knows := n.files, n.knowsLocked(r.peer.Name)
 	n.mu.Unlock()
 	i := max(f.own.index(knows), f.own.index(r.peer.Own))
-	if i < 0 || i+1 >= len(f.own) {
+	if i < 0 || i+1 >= len(f.own) || !f.own.good(i, n.now()) {
 		return nil
 	}
 	return announce(f.own[i], f.own[i+1])

@@ -46,7 +46,7 @@ func (s session) tell(t testing.TB) int { return tell(t, s.a, s.b) + tell(t, s.b
 // TestRollovers: ten in a row, under a lifetime of seconds, with a session now and then: no refusal.
 func TestRollovers(t *testing.T) {
 	clock := newClock()
-	brief := func(o *Options) { o.Lifetime, o.Grace = 3*time.Second, 20*time.Second }
+	brief := func(o *Options) { o.Lifetime, o.Grace = 3*time.Second, 8*time.Second }
 	a, b := newNode(t, clock, brief), newNode(t, clock, brief)
 	trustBoth(t, a, b)
 	seen := map[ID]bool{}
@@ -121,10 +121,10 @@ func TestAcknowledged(t *testing.T) {
 			t.Error("the old key is not good in its grace")
 		}
 		clock.pass(30 * days)
-		if a.Tick(); len(a.Own()) != 1 {
+		if a.sure(); len(a.Own()) != 1 {
 			t.Error("the old key is kept")
 		}
-		if !b.Tick() || len(b.Peers()[0].Keys) != 1 || b.May(Peer{Name: "a", Key: first}, "db", AsPrimary) == nil {
+		if !b.sure() || len(b.Peers()[0].Keys) != 1 || b.May(Peer{Name: "a", Key: first}, "db", AsPrimary) == nil {
 			t.Error("the peer keeps the old key, or does not tell")
 		}
 	}
@@ -160,9 +160,14 @@ func TestAway(t *testing.T) {
 		_, err := a.Rotate(0)
 		must(t, err)
 		clock.pass(31 * days)
-		a.Tick()
-		if dialler, _ := meet(t, from, to, "db", AsMirror); wire.Classify(dialler.err) != wire.ClassAuth {
-			t.Errorf("after the grace: %v", dialler.err)
+		for _, look := range []func() bool{a.Tick, a.sure} { // before and after the old key is destroyed
+			look()
+			if dialler, _ := meet(t, from, to, "db", AsMirror); wire.Classify(dialler.err) != wire.ClassAuth {
+				t.Errorf("after the grace: %v", dialler.err)
+			}
+			if w := a.Peers()[0].Warnings; len(w) != 1 || !strings.Contains(w[0], "no key of this node that is good") || !strings.Contains(w[0], a.ID().String()) {
+				t.Errorf("after the grace: %q", w)
+			}
 		}
 	}
 }
@@ -391,7 +396,9 @@ func TestLifetime(t *testing.T) {
 	clock := newClock()
 	a := newNode(t, clock, func(o *Options) { o.Lifetime = 60 * days })
 	first := a.ID()
-	clock.pass(40*days - time.Second)
+	clock.pass(40*days - certain)
+	a.Tick()
+	clock.pass(certain - time.Second)
 	if a.Tick(); len(a.Own()) != 1 {
 		t.Error("the next key comes early")
 	}
@@ -407,7 +414,7 @@ func TestLifetime(t *testing.T) {
 		t.Error("no switch")
 	}
 	clock.pass(400 * days)
-	if a.Tick(); len(a.Own()) != 2 || !a.Own()[1].Switch.Equal(clock.now().Add(20*days)) {
+	if a.sure(); len(a.Own()) != 2 || !a.Own()[1].Switch.Equal(clock.now().Add(20*days)) {
 		t.Errorf("after a long time off: %+v", a.Own())
 	}
 }

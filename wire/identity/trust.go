@@ -302,21 +302,21 @@ func (t *trust) remove(now time.Time, name string) error {
 	return nil
 }
 
-// expire drops keys that are no longer good.
-func (t *trust) expire(now time.Time) {
+// expire drops keys that are no longer good, where that is sure.
+func (t *trust) expire(now time.Time, sure func(ID) bool) {
 	for _, p := range t.Peers {
-		p.Keys = p.kept(now)
+		p.Keys = p.kept(now, sure)
 	}
 }
 
 // kept are the keys that are remembered: those that are good, the successor of one that is, so that it has no
 // second one, and the last, so that a refusal can say what it was.
-func (p *peer) kept(now time.Time) []peerKey {
+func (p *peer) kept(now time.Time, sure func(ID) bool) []peerKey {
 	last := len(p.Keys) - 1
 	kept := p.Keys[:0:0]
 	for i, k := range p.Keys {
 		before := p.key(k.After)
-		if i == last || k.live(now) || before != nil && before.live(now) {
+		if i == last || k.live(now) || !sure(k.ID) || before != nil && before.live(now) {
 			kept = append(kept, k)
 		}
 	}
