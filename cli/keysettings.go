@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -149,6 +150,8 @@ func keysError(op, on string, err error) error {
 		{identity.ErrOtherName, engine.KindState, "see `" + name + " keys list`; revoke the other name first, or trust under that"},
 		{identity.ErrNoPeer, engine.KindState, "see `" + name + " keys list`"},
 		{identity.ErrLocked, engine.KindState, "try again; another process changes the keys"},
+		{identity.ErrTooMuch, engine.KindState, "`" + name + " keys revoke` who is not needed any more; fewer grants, for all volumes, take less room"},
+		{fs.ErrPermission, engine.KindDevice, "run it as the user to whom the state directory belongs, or make the folder `" + keysFolder + "` in it, with all files, his (chown -R)"},
 		{identity.ErrExposed, engine.KindDevice, "if somebody may have read the key, revoke it at all peers and begin with a new one; else take the rights away as said"},
 		{identity.ErrDamaged, engine.KindDevice, "do as it says, and start again"},
 	} {

@@ -31,6 +31,7 @@ var (
 	ErrExposed = errors.New("open to other users")
 	ErrDamaged = errors.New("damaged")
 	ErrLocked  = errors.New("locked by another process")
+	ErrTooMuch = errors.New("more than the file may hold")
 )
 
 // folder is the files as the node uses them: a seam for tests that fail a step, or cut the power at it.
@@ -74,6 +75,9 @@ func openDir(path string) (dir, error) {
 		return "", fmt.Errorf("make the folder of the keys: %w", err)
 	}
 	if made {
+		if err := giveDir(path); err != nil {
+			return "", fmt.Errorf("make the folder of the keys: %w", err)
+		}
 		if err := syncPath(filepath.Dir(path)); err != nil {
 			return "", err
 		}
@@ -130,10 +134,24 @@ func (d dir) create(name string, content []byte) error {
 // give makes a file that root has made the folder's owner's: a command that was said with sudo must not lock the
 // daemon out of its own keys.
 func (d dir) give(f *os.File) error {
+	return giveAs(f, string(d))
+}
+
+// giveDir is the same for the folder that was just made: it is the owner's of the state directory.
+func giveDir(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(giveAs(f, filepath.Dir(path)), f.Close())
+}
+
+// giveAs makes what root has made the owner's of a folder.
+func giveAs(f *os.File, folder string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	info, err := os.Stat(string(d))
+	info, err := os.Stat(folder)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/blkmirror/blkmirror/wire"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew; the formats are frozen, so look twice")
@@ -401,17 +403,43 @@ func TestSudo(t *testing.T) {
 		t.Skip("only root can give files away")
 	}
 	const somebody = 12345
-	path := filepath.Join(t.TempDir(), "keys")
-	must(t, os.Mkdir(path, 0o700))
-	must(t, os.Chown(path, somebody, somebody))
-	n, err := Open(Options{Dir: path})
-	must(t, err)
-	must(t, n.Trust("b", randomID().String(), nil))
-	for _, name := range []string{ownFile, trustFile, lockFile} {
-		info, err := os.Stat(n.path(name))
+	for name, mkdir := range map[string]func(path string) error{
+		"the folder is there":         func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, somebody, somebody)) },
+		"only the state directory is": func(path string) error { return os.Chown(filepath.Dir(path), somebody, somebody) },
+	} {
+		path := filepath.Join(t.TempDir(), "keys")
+		must(t, mkdir(path))
+		n, err := Open(Options{Dir: path})
 		must(t, err)
-		if s := info.Sys().(*syscall.Stat_t); s.Uid != somebody || s.Gid != somebody || info.Mode().Perm() != 0o600 {
-			t.Errorf("%s is %d:%d's, mode %#o", name, s.Uid, s.Gid, info.Mode().Perm())
+		must(t, n.Trust("b", randomID().String(), nil))
+		for file, mode := range map[string]os.FileMode{".": 0o700, ownFile: 0o600, trustFile: 0o600, lockFile: 0o600} {
+			info, err := os.Stat(n.path(file))
+			must(t, err)
+			if s := info.Sys().(*syscall.Stat_t); s.Uid != somebody || s.Gid != somebody || info.Mode().Perm() != mode {
+				t.Errorf("%s: %s is %d:%d's, mode %#o", name, file, s.Uid, s.Gid, info.Mode().Perm())
+			}
 		}
 	}
+}
+
+// TestTooMuch: what could not be read again is not written, and what makes it less is.
+func TestTooMuch(t *testing.T) {
+	n := newNode(t, newClock())
+	must(t, n.Trust("b", randomID().String(), nil))
+	many := make([]Grant, 0, maxFile/wire.MaxName)
+	for i := range cap(many) {
+		many = append(many, Grant{Volume: fmt.Sprintf("%0*d", wire.MaxName, i), As: AsMirror})
+	}
+	grow := func(grants []Grant) error {
+		return n.update(lockWait, func(f *files) error { f.trust.byName("b").Grants = grants; return nil })
+	}
+	before := n.view().trustText
+	if err := grow(many); !errors.Is(err, ErrTooMuch) {
+		t.Errorf("written all the same: %v", err)
+	}
+	if _, err := openNode(n.clock, func(o *Options) { o.Dir = n.options.Dir }); err != nil || !bytes.Equal(n.view().trustText, before) {
+		t.Errorf("the next start, %d bytes: %v", len(n.view().trustText), err)
+	}
+	must(t, grow(many[:len(many)/8]))
+	must(t, n.Revoke("b"))
 }

@@ -232,6 +232,9 @@ func (n *Node) update(wait time.Duration, change func(*files) error) error {
 	if err != nil {
 		return err
 	}
+	if n := len(after.trustText); n > maxFile {
+		return fmt.Errorf("%w: %s would have %d bytes, of at most %d", ErrTooMuch, trustFile, n, maxFile)
+	}
 	if !bytes.Equal(after.ownText, f.ownText) {
 		if err := replace(n.folder, ownFile, after.ownText); err != nil {
 			return fmt.Errorf("write %s: %w", n.path(ownFile), err)
