@@ -226,7 +226,8 @@ func (c *Conn) fail(err error) error {
 }
 
 // part ends the connection with an error that the reader did not find, and tells the peer why, as far as that can be
-// done in a moment. The peer closes when it has read that; closing first could destroy it on the way.
+// done in a moment, of which the turn to send is a part where bulk has it. The peer closes when it has read that; closing
+// first could destroy it on the way.
 func (c *Conn) part(err error) {
 	c.end.Lock()
 	c.end.own = err

@@ -150,6 +150,49 @@ func TestRolloverRefused(t *testing.T) {
 	}
 }
 
+// TestRolloverRefusedBehindBulk: that is so also where a peer that does not read keeps the turn to send taken: what ends the
+// connection is what it did, and it takes no longer than a farewell may.
+func TestRolloverRefusedBehindBulk(t *testing.T) {
+	r := newRing(0)
+	r.err = broken("KeyNext that the old key did not sign")
+	nx, ny := ends(t, "tcp")
+	conn := NewConn(nx, ConnOptions{Keys: r})
+	defer conn.Close(nil)
+	conn.Established()
+	bulk := make(chan error)
+	go func() { // ends with the connection
+		for {
+			if err := conn.Send(block(1, 0, MaxBlock, 0)); err != nil {
+				bulk <- err
+				return
+			}
+		}
+	}()
+	go func() {
+		for {
+			if _, err := conn.Next(); err != nil {
+				return
+			}
+		}
+	}()
+	for last, still := int64(-1), 0; still < 100; yield() { // until it is stuck
+		if sent := conn.Sent(); sent != last || !conn.live.writing.Load() {
+			last, still = sent, 0
+		} else {
+			still++
+		}
+	}
+	if _, err := ny.Write(append(frame(t, sample(TypeHello)), frame(t, sample(TypeKeyNext))...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-bulk; !errors.Is(err, r.err) {
+		t.Errorf("the sender ends with %v", err)
+	}
+	if age, _ := conn.Lifetime(); age > 5*farewellWait {
+		t.Errorf("after %v", age)
+	}
+}
+
 // TestRolloverOutOfPlace: key frames where there are no identities, before the Hello, and an answer to
 // nothing, are no part of the protocol.
 func TestRolloverOutOfPlace(t *testing.T) {
