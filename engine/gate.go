@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/blkmirror/blkmirror/engine/doctor"
 	"github.com/blkmirror/blkmirror/wire"
 	"github.com/blkmirror/blkmirror/wire/identity"
 )
@@ -48,18 +50,12 @@ func asOf(r wire.Role) identity.As {
 func (g *gate) dial(ctx context.Context, addr, volume string, as identity.As) (net.Conn, identity.Peer, error) {
 	var peer identity.Peer
 	nc, err := wire.DialSegment(ctx, addr, g.narrow.forDial(addr))
-	switch {
-	case err != nil:
-	case g.id != nil:
+	if err == nil {
 		limited, stop := context.WithTimeout(ctx, wire.HandshakeTimeout)
 		defer stop()
 		segment := wire.SegmentOf(nc)
-		nc, peer, err = g.id.Dial(limited, nc, volume, as)
+		nc, peer, err = secure(limited, g.id, nc, volume, as)
 		g.narrow.learn(addr, segment, err)
-	default:
-		if err = wire.CheckPlainConn(nc); err != nil {
-			nc.Close()
-		}
 	}
 	if err != nil {
 		return nil, peer, g.explain(networkError(addr, err), addr, volume, as, true)
@@ -67,12 +63,27 @@ func (g *gate) dial(ctx context.Context, addr, volume string, as identity.As) (n
 	return nc, peer, nil
 }
 
+// secure makes of a fresh connection one on which both sides have proved who they are, with a peer that may be as to the
+// volume; without an identity (plain text) it makes sure that nothing leaves this machine. On an error it has closed nc.
+func secure(ctx context.Context, id *identity.Node, nc net.Conn, volume string, as identity.As) (net.Conn, identity.Peer, error) {
+	if id != nil {
+		return id.Dial(ctx, nc, volume, as)
+	}
+	if err := wire.CheckPlainConn(nc); err != nil {
+		nc.Close()
+		return nil, identity.Peer{}, err
+	}
+	return nc, identity.Peer{}, nil
+}
+
 // options of a connection with a peer.
-func (g *gate) options(peer identity.Peer) wire.ConnOptions {
-	if g.id == nil {
+func (g *gate) options(peer identity.Peer) wire.ConnOptions { return connOptions(g.id, peer) }
+
+func connOptions(id *identity.Node, peer identity.Peer) wire.ConnOptions {
+	if id == nil {
 		return wire.ConnOptions{}
 	}
-	return wire.ConnOptions{Keys: g.id.Rollover(peer)}
+	return wire.ConnOptions{Keys: id.Rollover(peer)}
 }
 
 // explain says what a person can do where one of the two sides does not trust the other: whoever dials sees it
@@ -234,15 +245,8 @@ func (g *gate) describe(v *VolumeStatus) {
 		if !ok {
 			return
 		}
-		peer = g.id.Follow(peer)
-		m.Peer, m.Key = peer.Name, peer.CA
-		if peer.CA == "" {
-			m.Key = peer.Key.String()
-		}
-		if i := slices.IndexFunc(peers, func(p identity.PeerInfo) bool { return p.Name == peer.Name }); i >= 0 {
-			m.Warnings = slices.Concat(peers[i].Warnings, peers[i].Notes)
-			m.KeyDaysLeft = peers[i].DaysLeft(time.Now())
-		}
+		who := identified(g.id.Follow(peer), peers)
+		m.Peer, m.Key, m.Warnings, m.KeyDaysLeft = who.Name, cmp.Or(who.CA, who.ID), who.Warnings, who.DaysLeft
 	}
 	for i := range v.Mirrors {
 		fill(&v.Mirrors[i], v.Mirrors[i].Name)
@@ -250,4 +254,19 @@ func (g *gate) describe(v *VolumeStatus) {
 	if v.Primary != nil {
 		fill(v.Primary, "")
 	}
+}
+
+// identified is who a peer is, as people are told: by what it proved, and what is known of it.
+func identified(peer identity.Peer, known []identity.PeerInfo) *doctor.Identity {
+	who := &doctor.Identity{Name: peer.Name, CA: peer.CA}
+	if peer.Own != (identity.ID{}) {
+		who.OwnID = peer.Own.String()
+	}
+	if peer.CA == "" {
+		who.ID = peer.Key.String()
+	}
+	if i := slices.IndexFunc(known, func(p identity.PeerInfo) bool { return p.Name == peer.Name }); i >= 0 {
+		who.Warnings, who.DaysLeft = slices.Concat(known[i].Warnings, known[i].Notes), known[i].DaysLeft(time.Now())
+	}
+	return who
 }

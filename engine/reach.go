@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/engine/doctor"
@@ -15,7 +14,7 @@ import (
 )
 
 // reach is the way of a probe to a node, in steps that can be told and timed apart: addresses, connect, greet.
-// A session takes the same steps (wire.Dial, greet).
+// A session takes the same steps (wire.Dial, secure, greet).
 type reach struct {
 	target   string         // HOST:PORT
 	volume   string         // that the peer is to be trusted with, as a mirror; "": with any, in any role
@@ -24,36 +23,6 @@ type reach struct {
 
 	// Tests: what a name resolves to.
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
-}
-
-// secure makes of a fresh connection one on which both sides have proved who they are, and says who the peer is: nil
-// over plain text. On an error, of class auth or tls or the network's, it has closed nc.
-func (r *reach) secure(ctx context.Context, nc net.Conn) (net.Conn, *doctor.Identity, identity.Peer, error) {
-	if r.identity == nil {
-		err := wire.CheckPlainConn(nc)
-		if err != nil {
-			nc.Close()
-		}
-		return nc, nil, identity.Peer{}, err
-	}
-	var as identity.As
-	if r.volume != "" {
-		as = identity.AsMirror
-	}
-	nc, peer, err := r.identity.Dial(ctx, nc, r.volume, as)
-	if err != nil {
-		return nil, nil, peer, err
-	}
-	who := &doctor.Identity{Name: peer.Name, OwnID: peer.Own.String(), CA: peer.CA}
-	if peer.CA == "" {
-		who.ID = peer.Key.String()
-	}
-	for _, known := range r.identity.Peers() {
-		if known.Name == peer.Name {
-			who.Warnings, who.DaysLeft = slices.Concat(known.Warnings, known.Notes), known.DaysLeft(time.Now())
-		}
-	}
-	return nc, who, peer, nil
 }
 
 // check refuses what can be refused before anything is asked.
@@ -110,15 +79,19 @@ type contact struct {
 // greet makes a contact of a connection, which it takes over, within ctx.
 func (r *reach) greet(ctx context.Context, nc net.Conn) (*contact, error) {
 	began := time.Now()
-	nc, who, peer, err := r.secure(ctx, nc)
+	as := identity.AsMirror
+	if r.volume == "" {
+		as = 0
+	}
+	nc, peer, err := secure(ctx, r.identity, nc, r.volume, as)
 	if err != nil {
 		return nil, err
 	}
-	var options wire.ConnOptions
+	var who *doctor.Identity
 	if r.identity != nil {
-		options.Keys = r.identity.Rollover(peer)
+		who = identified(peer, r.identity.Peers())
 	}
-	conn := wire.NewConn(nc, options)
+	conn := wire.NewConn(nc, connOptions(r.identity, peer))
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
 	hello, err := greet(conn, &wire.Hello{Name: hostName(), Software: software, Role: wire.RoleProbe})
 	if !release() && err == nil {
