@@ -130,6 +130,11 @@ func TestCA(t *testing.T) {
 	authority.issue(t, dirs[0], "c.example.org", end.Add(1000*days))
 	a.Tick()
 	try("another name", wire.ClassAuth)
+	authority.issue(t, dirs[0], "\n\x1b[2J"+strings.Repeat("long.", 1000), end.Add(1000*days))
+	a.Tick()
+	if _, acceptor = try("a name for a log", wire.ClassAuth); len(acceptor.err.Error()) > maxStrange+100 || strings.ContainsAny(acceptor.err.Error(), "\n\x1b") {
+		t.Errorf("%.1000q", acceptor.err.Error())
+	}
 	authority.issue(t, dirs[0], "a.example.org", end.Add(1000*days))
 	a.Tick()
 	_, acceptor = try("the right one again", "")

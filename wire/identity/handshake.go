@@ -231,7 +231,7 @@ func (h *handshake) identify(s tls.ConnectionState) error {
 			return p.may(h.now, "", 0)
 		}
 	}
-	return fmt.Errorf("%w: nobody said so of a certificate for %s", wire.ErrAuth, strings.Join(leaf.DNSNames, ", "))
+	return fmt.Errorf("%w: nobody said so of a certificate for %q", wire.ErrAuth, leaf.DNSNames)
 }
 
 // run does the handshake.
@@ -241,7 +241,7 @@ func (h *handshake) run(ctx context.Context, nc net.Conn, layer func(net.Conn) *
 	c := &conn{Conn: layer(low), low: low, node: h.node, peer: h.peer}
 	if err := wire.Handshake(nc, func() error { return c.HandshakeContext(ctx) }); err != nil {
 		record, alien := errors.AsType[tls.RecordHeaderError](err)
-		err = explain(err)
+		err = &strange{explain(err)}
 		if errors.Is(err, wire.ErrAuth) || h.accepts && alien && wire.Plain(record.RecordHeader[:]) && refusePlain(ctx, nc) {
 			linger(ctx, nc)
 		}
@@ -280,6 +280,22 @@ func linger(ctx context.Context, nc net.Conn) {
 		io.CopyN(io.Discard, nc, 1<<16)
 	}
 }
+
+// strange is what came of a handshake. Certificates, names and offers of somebody who has proven nothing may be part of its
+// text, which is on one line, and of a bounded length: it goes to logs and terminals.
+type strange struct{ error }
+
+const maxStrange = 400
+
+func (e *strange) Error() string {
+	text := wire.CleanText(e.error.Error())
+	if len(text) <= maxStrange {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxStrange], "") + " ..."
+}
+
+func (e *strange) Unwrap() error { return e.error }
 
 // explain makes every error of a handshake one of class auth or tls, or the network's.
 func explain(err error) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,6 +54,7 @@ func TestStrangers(t *testing.T) {
 		{"TLS 1.2", speaks(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }), wire.ClassTLS, "version"},
 		{"a negotiation down", speaks(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS12 }), wire.ClassTLS, "version"},
 		{"another ALPN", speaks(func(c *tls.Config) { c.NextProtos = []string{"h2"} }), wire.ClassTLS, ""},
+		{"an ALPN for a log", speaks(func(c *tls.Config) { c.NextProtos = slices.Repeat([]string{"\n\x1b[2Jready"}, 3000) }), wire.ClassTLS, "protocols"},
 		{"no ALPN", speaks(func(c *tls.Config) { c.NextProtos = nil }), wire.ClassTLS, "no blkmirror"},
 		{"no key", speaks(func(c *tls.Config) { c.Certificates = nil }), wire.ClassAuth, "shows no key"},
 		{"who gives up", func(nc net.Conn) { nc.Write(hello); nc.(*net.TCPConn).SetLinger(0); nc.Close() }, wire.ClassReset, ""},
@@ -66,6 +68,9 @@ func TestStrangers(t *testing.T) {
 			wait.Wait()
 			if got := wire.Classify(err); got != c.want || err != nil && !strings.Contains(err.Error(), c.text) {
 				t.Errorf("class %q of %v; want %q with %q", got, err, c.want, c.text)
+			}
+			if text := err.Error(); len(text) > maxStrange+100 || strings.ContainsAny(text, "\n\x1b") {
+				t.Errorf("%d bytes of text: %.1000q", len(text), text)
 			}
 			if y.SetDeadline(time.Now()) == nil {
 				t.Error("the connection is left open")
