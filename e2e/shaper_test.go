@@ -22,6 +22,7 @@ type shaper struct {
 	l        net.Listener
 	to, from way          // towards the node, and back
 	passed   atomic.Int64 // bytes, both ways
+	deepest  atomic.Int64 // bytes that waited in a queue, at most
 
 	mu     sync.Mutex
 	closed bool
@@ -80,14 +81,20 @@ func (s *shaper) track(conns ...net.Conn) bool {
 
 func (s *shaper) join(client, server net.Conn) {
 	var both sync.WaitGroup
-	both.Go(func() { s.to.pump(server, client, &s.passed) })
-	both.Go(func() { s.from.pump(client, server, &s.passed) })
+	both.Go(func() { s.to.pump(server, client, s) })
+	both.Go(func() { s.from.pump(client, server, s) })
 	both.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range []net.Conn{client, server} {
 		c.Close()
 		delete(s.conns, c)
+	}
+}
+
+// most raises what was the most so far.
+func most(of *atomic.Int64, n int64) {
+	for old := of.Load(); n > old && !of.CompareAndSwap(old, n); old = of.Load() {
 	}
 }
 
@@ -98,7 +105,7 @@ const piece = 4 << 10
 const shaperSlack = 20 * time.Millisecond
 
 // pump passes on what comes, until either side ends. The queue is a channel of pieces.
-func (w way) pump(to, from net.Conn, all *atomic.Int64) {
+func (w way) pump(to, from net.Conn, s *shaper) {
 	if w.rate > 0 { // what waits is to wait here, and not in the kernel
 		to.(*net.TCPConn).SetWriteBuffer(4 * piece)
 		if w.queue == 0 {
@@ -106,6 +113,7 @@ func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 		}
 	}
 	queue := make(chan []byte, w.queue/piece)
+	var waits atomic.Int64 // bytes in the queue
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		next := time.Now()
@@ -117,6 +125,7 @@ func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 				}
 				next = next.Add(time.Duration(len(b)) * time.Second / time.Duration(w.rate))
 			}
+			waits.Add(-int64(len(b)))
 			if _, err := to.Write(b); err != nil {
 				from.Close()
 				for range queue { // the reader must not wait for room
@@ -130,7 +139,7 @@ func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 	for {
 		b := make([]byte, piece)
 		n, err := from.Read(b)
-		all.Add(int64(n))
+		s.passed.Add(int64(n))
 		if passed += n; w.resetAt > 0 && passed > w.resetAt {
 			reset(to)
 			reset(from)
@@ -138,6 +147,8 @@ func (w way) pump(to, from net.Conn, all *atomic.Int64) {
 		}
 		if lost = lost || w.hole > 0 && n > w.hole; n > 0 && !lost {
 			queue <- b[:n]
+			waits.Add(int64(n))
+			most(&s.deepest, waits.Load())
 		}
 		if err != nil {
 			break

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/blkmirror/blkmirror/blockdev"
 	"github.com/blkmirror/blkmirror/wire"
@@ -172,7 +173,7 @@ func (s *source) ship(ctx context.Context, off int64, buf []byte, blocks []block
 	return nil
 }
 
-// pack makes the Data frames of a run. Payloads lie in raw or, where lz4 made them smaller, in packed,
+// pack makes the Data frames of a run, but for what follows each (sendSome). Payloads lie in raw or, where lz4 made them smaller, in packed,
 // which has room for all of raw.
 func (s *source) pack(off int64, raw []byte, blocks []block, packed []byte, packer *wire.Packer) []*wire.Data {
 	frames := make([]wire.Data, len(blocks))
@@ -181,8 +182,7 @@ func (s *source) pack(off int64, raw []byte, blocks []block, packed []byte, pack
 		lo := int64(i) * s.blockSize
 		hi := min(lo+s.blockSize, int64(len(raw)))
 		d := &frames[i]
-		*d = wire.Data{Offset: off + lo, RawLength: uint32(hi - lo), Follow: uint32(int64(len(raw)) - hi),
-			Codec: wire.CodecRaw, Hash: blocks[i].hash, Payload: raw[lo:hi]}
+		*d = wire.Data{Offset: off + lo, RawLength: uint32(hi - lo), Codec: wire.CodecRaw, Hash: blocks[i].hash, Payload: raw[lo:hi]}
 		if packed != nil {
 			d.Codec, d.Payload = packer.Compress(packed[lo:hi], raw[lo:hi])
 		}
@@ -191,29 +191,47 @@ func (s *source) pack(off int64, raw []byte, blocks []block, packed []byte, pack
 	return run
 }
 
-// admit waits until records of this cost may be open: by what the target grants, and by our own limit.
-func (s *source) admit(ctx context.Context, cost int64) error {
+// admit waits until records of this cost may be open, which take so many bytes on the wire: by what the target grants,
+// by what the path carries, and by our own limit.
+func (s *source) admit(ctx context.Context, cost, bytes int64) error {
 	if err := s.budget.Acquire(ctx, cost); err != nil {
 		return context.Cause(ctx)
 	}
-	return s.window.Acquire(ctx, cost)
+	return s.window.Admit(ctx, cost, bytes)
 }
 
-// sendRun sends a contiguous run of blocks when the window and the rate allow it.
+// sendRun sends a contiguous run of blocks, as much at a time as the path carries in a moment, when the rate and the
+// window allow it.
 func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error {
-	var cost int64
-	payload := 0
-	for _, d := range run {
-		cost += wire.Cost(d)
-		payload += len(d.Payload)
-	}
-	if err := s.admit(ctx, cost); err != nil {
-		return err
-	}
-	if s.limit != nil {
-		if err := s.limit.WaitN(ctx, payload); err != nil {
+	for len(run) > 0 {
+		n, cost, payload := 0, int64(0), 0
+		for most := runBytes(s.flow); n < len(run) && (n == 0 || int64(payload+len(run[n].Payload)) <= most); n++ {
+			cost += wire.Cost(run[n])
+			payload += len(run[n].Payload)
+		}
+		// The rate first: what waits for it is not under way.
+		if s.limit != nil {
+			if err := s.limit.WaitN(ctx, payload); err != nil {
+				return err
+			}
+		}
+		if err := s.admit(ctx, cost, int64(n*wire.RecordOverhead+payload)); err != nil {
 			return err
 		}
+		if err := s.sendSome(p, run[:n]); err != nil {
+			return err
+		}
+		run = run[n:]
+	}
+	return nil
+}
+
+// sendSome sends contiguous blocks with one send.
+func (s *source) sendSome(p *piece, run []*wire.Data) error {
+	var follow uint32
+	for _, d := range slices.Backward(run) {
+		d.Follow = follow
+		follow += d.RawLength
 	}
 	p.hold(len(run))
 	s.records.add(len(run))
@@ -226,7 +244,8 @@ func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error 
 		s.seq++
 		d.Seq = s.seq
 		s.chain.Add(d)
-		records[i] = record{piece: p, offset: d.Offset, length: int64(d.RawLength), hash: d.Hash, cost: wire.Cost(d)}
+		records[i] = record{piece: p, offset: d.Offset, length: int64(d.RawLength), hash: d.Hash, cost: wire.Cost(d),
+			bytes: int64(wire.RecordOverhead + len(d.Payload))}
 		s.unacked[d.Seq] = &records[i]
 		messages[i] = d
 	}
@@ -237,7 +256,7 @@ func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error 
 // sendZero sends one extent of zeroes.
 func (s *source) sendZero(ctx context.Context, p *piece, off, n int64) error {
 	m := &wire.Zero{Offset: off, Length: n, Flags: wire.ZeroMayFree}
-	if err := s.admit(ctx, wire.Cost(m)); err != nil {
+	if err := s.admit(ctx, wire.Cost(m), wire.RecordOverhead); err != nil {
 		return err
 	}
 	p.hold(1)
@@ -248,7 +267,7 @@ func (s *source) sendZero(ctx context.Context, p *piece, off, n int64) error {
 	s.seq++
 	m.Seq = s.seq
 	s.chain.AddZero(m)
-	s.unacked[m.Seq] = &record{piece: p, offset: off, length: n, hash: wire.ZeroHash(off, n), zero: true, cost: wire.Cost(m)}
+	s.unacked[m.Seq] = &record{piece: p, offset: off, length: n, hash: wire.ZeroHash(off, n), zero: true, cost: wire.Cost(m), bytes: wire.RecordOverhead}
 	s.mu.Unlock()
 	return s.conn.Send(m)
 }
@@ -266,22 +285,9 @@ func (s *source) handle(m wire.Message) error {
 		}
 		answer <- m.Bits
 	case *wire.Ack:
-		for i := range m.Entries {
-			e := &m.Entries[i]
-			if err := s.settle(e.Seq, e.Offset, &e.Hash, e.Level >= wire.LevelWritten); err != nil {
-				return err
-			}
-		}
+		return s.takeAck(m)
 	case *wire.Nak:
-		for i := range m.Entries {
-			e := &m.Entries[i]
-			if e.Cause == wire.NakRoom {
-				return protocolError("Nak of record %d for want of room in staging, in a sync", e.Seq)
-			}
-			if err := s.settle(e.Seq, e.Offset, &e.Hash, false); err != nil {
-				return err
-			}
-		}
+		return s.takeNak(m)
 	case *wire.Window:
 		return s.window.Grant(m.Granted)
 	case *wire.Flushed:
@@ -299,14 +305,41 @@ func (s *source) handle(m wire.Message) error {
 	return nil
 }
 
-// settle ends the wait for one record: it is written, with the checksum that the target computed equal to
-// ours, or it is shipped anew.
-func (s *source) settle(seq uint64, off int64, hash *wire.Hash, written bool) error {
+func (s *source) takeAck(m *wire.Ack) (err error) {
+	var delivered int64
+	for i := 0; i < len(m.Entries) && err == nil; i++ {
+		e := &m.Entries[i]
+		var bytes int64
+		bytes, err = s.settle(e.Seq, e.Offset, &e.Hash, e.Level >= wire.LevelWritten)
+		delivered += bytes
+	}
+	s.window.Delivered(delivered)
+	return err
+}
+
+func (s *source) takeNak(m *wire.Nak) (err error) {
+	var delivered int64
+	for i := 0; i < len(m.Entries) && err == nil; i++ {
+		e := &m.Entries[i]
+		if e.Cause == wire.NakRoom {
+			return protocolError("Nak of record %d for want of room in staging, in a sync", e.Seq)
+		}
+		var bytes int64
+		bytes, err = s.settle(e.Seq, e.Offset, &e.Hash, false)
+		delivered += bytes
+	}
+	s.window.Delivered(delivered)
+	return err
+}
+
+// settle ends the wait for one record, of so many bytes: it is written, with the checksum that the target computed equal
+// to ours, or it is shipped anew.
+func (s *source) settle(seq uint64, off int64, hash *wire.Hash, written bool) (bytes int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.unacked[seq]
 	if r == nil || r.offset != off {
-		return protocolError("answer to record %d at %d, which is not open", seq, off)
+		return 0, protocolError("answer to record %d at %d, which is not open", seq, off)
 	}
 	delete(s.unacked, seq)
 	s.budget.Release(r.cost)
@@ -317,18 +350,18 @@ func (s *source) settle(seq uint64, off int64, hash *wire.Hash, written bool) er
 		}
 		r.piece.release()
 		s.records.add(-1)
-		return nil
+		return r.bytes, nil
 	}
 	s.reships[off]++
 	s.prog.RetriedBlocks.Add(1)
 	if s.reships[off] > maxReships {
-		return mismatchError(off, r.length, r.hash, *hash)
+		return r.bytes, mismatchError(off, r.length, r.hash, *hash)
 	}
 	select {
 	case s.again <- r:
-		return nil
+		return r.bytes, nil
 	default:
-		return fmt.Errorf("%w: more than %d blocks wait to be shipped again", errMismatch, cap(s.again))
+		return r.bytes, fmt.Errorf("%w: more than %d blocks wait to be shipped again", errMismatch, cap(s.again))
 	}
 }
 

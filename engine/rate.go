@@ -56,6 +56,9 @@ func minuteOf(text string) (int, error) {
 	return t.Hour()*60 + t.Minute(), nil
 }
 
+// leastPacing is what a kernel is told at least: with less, a packet may take longer than a peer is waited for.
+const leastPacing = 16 << 10
+
 // CheckCongestion refuses what can be no name of a congestion control.
 func CheckCongestion(name string) error {
 	const most = 15 // TCP_CA_NAME_MAX, less its final zero

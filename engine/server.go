@@ -419,7 +419,7 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 		blockSize = DefaultBlockSize
 	}
 	s.log(fmt.Sprintf("%s: volume %s: a sync from it begins, %d bytes", live.peer, v.name, end.dev.Info().Size))
-	opened, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, flushEvery: flushEvery}, &live.prog)
+	opened, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, steer: true, flushEvery: flushEvery}, &live.prog)
 	if err == nil {
 		v.proven()
 	}

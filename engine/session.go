@@ -124,6 +124,7 @@ type sourceParams struct {
 	flags      wire.OpenFlags
 	noCompress bool
 	rateLimit  int64
+	steer      bool // there is a wire, and what goes over it is steered (docs/FLOW.md)
 	flushEvery time.Duration
 	warn       func(string) // of what the target tells; may be nil
 }
@@ -150,8 +151,13 @@ func runSource(ctx context.Context, conn *wire.Conn, end *sourceEnd, p sourcePar
 		flushEvery: p.flushEvery,
 		changed:    end.changed,
 	})
+	var flow wire.FlowOptions
 	if p.rateLimit > 0 {
 		s.limit = rate.NewLimiter(rate.Limit(p.rateLimit), wire.MaxRun)
+		flow.Limit = max(p.rateLimit, leastPacing)
+	}
+	if p.steer {
+		s.flow = conn.Steer(s.window, flow)
 	}
 	return true, s.run(s.handle, s.work)
 }

@@ -46,12 +46,12 @@ func (s *shipper) flowOptions() wire.FlowOptions {
 	return wire.FlowOptions{Limit: s.limit(), Congestion: s.p.config.Load().Congestion}
 }
 
-// runBytes is what one send may carry.
-func (s *shipSession) runBytes() int64 {
-	if s.flow == nil {
+// runBytes is what one send may carry; nil: nobody steers.
+func runBytes(f *wire.Flow) int64 {
+	if f == nil {
 		return wire.MaxRun
 	}
-	return s.flow.Run()
+	return f.Run()
 }
 
 // flowStatus is how a connection's flow stands.

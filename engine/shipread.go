@@ -229,7 +229,7 @@ func (s *shipper) hashItems(items []item) {
 func (s *shipper) sendItems(ctx context.Context, session *shipSession, epoch uint64, items []item) error {
 	for len(items) > 0 {
 		n, cost, bytes := 0, int64(0), int64(0)
-		for most := session.runBytes(); n < len(items) && cost+items[n].cost() <= wire.MaxRun && (n == 0 || bytes+items[n].bytes() <= most); n++ {
+		for most := runBytes(session.flow); n < len(items) && cost+items[n].cost() <= wire.MaxRun && (n == 0 || bytes+items[n].bytes() <= most); n++ {
 			cost += items[n].cost()
 			bytes += items[n].bytes()
 		}

@@ -36,6 +36,7 @@ type source struct {
 	reads  chan struct{} // a token for each read in flight
 	slots  chan struct{} // a token for each open offer
 	window *wire.SendWindow
+	flow   *wire.Flow    // nil: nobody steers, what the window lets through is sent as it comes
 	limit  *rate.Limiter // nil: none
 
 	// Order: sequence, chain and wire agree because all three advance under sending.
@@ -75,6 +76,7 @@ type record struct {
 	hash   wire.Hash // what the Ack must carry
 	zero   bool
 	cost   int64 // of the window
+	bytes  int64 // on the wire
 }
 
 func newSource(l *link, g geometry, dev blockdev.Device, opened *wire.Opened, o sourceOptions) *source {

@@ -259,7 +259,7 @@ func (c *copier) flags() wire.OpenFlags {
 
 func (c *copier) sourceParams() sourceParams {
 	return sourceParams{volume: c.Target.Volume, blockSize: c.BlockSize, flags: c.flags(),
-		noCompress: c.NoCompress, rateLimit: c.RateLimit, flushEvery: c.flushEvery}
+		noCompress: c.NoCompress, rateLimit: c.RateLimit, steer: c.Target.Remote(), flushEvery: c.flushEvery}
 }
 
 func (c *copier) targetParams() targetParams {
