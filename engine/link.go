@@ -28,6 +28,8 @@ type link struct {
 	finished atomic.Bool
 	// doneByPeer says that the peer's Bye(done) finishes the session: a dry run has no Commit.
 	doneByPeer bool
+	// renewedByPeer says that it means another connection before that: the keys of this one have carried enough.
+	renewedByPeer bool
 
 	// parting makes what is sent before the farewell of a session that is not done. May be nil.
 	parting func() []wire.Message
@@ -100,6 +102,8 @@ func (l *link) verdict(err error) error {
 		return l.remote
 	case errors.Is(err, errDone) && l.doneByPeer:
 		return nil
+	case errors.Is(err, errDone) && l.renewedByPeer:
+		return errRenewed
 	case errors.Is(err, errDone):
 		return protocolError("the peer ended the session before it was done")
 	}

@@ -362,7 +362,7 @@ func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v
 	default:
 		opened, err = s.asSource(ctx, conn, hello, v, live, warn)
 	}
-	if err == nil {
+	if err == nil || errors.Is(err, errRenewed) {
 		return
 	}
 	if opened {
@@ -394,7 +394,7 @@ func (s *server) asTarget(ctx context.Context, conn *wire.Conn, v *volume, live 
 		if res.committed {
 			v.proven()
 		}
-		s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(res.committed)))
+		s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(res.committed, err)))
 	}
 	return res.opened, err
 }
@@ -419,11 +419,11 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 		blockSize = DefaultBlockSize
 	}
 	s.log(fmt.Sprintf("%s: volume %s: a sync from it begins, %d bytes", live.peer, v.name, end.dev.Info().Size))
-	opened, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, steer: true, flushEvery: flushEvery}, &live.prog)
+	opened, err = runSource(ctx, conn, end, sourceParams{volume: v.name, blockSize: blockSize, steer: true, flushEvery: flushEvery, renewAfter: s.gate.carries(s.renewAfter)}, &live.prog)
 	if err == nil {
 		v.proven()
 	}
-	s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(err == nil)))
+	s.log(fmt.Sprintf("%s: volume %s: %s", live.peer, v.name, live.summary(err == nil, err)))
 	return opened, err
 }
 

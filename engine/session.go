@@ -126,6 +126,7 @@ type sourceParams struct {
 	rateLimit  int64
 	steer      bool // there is a wire, and what goes over it is steered (docs/FLOW.md)
 	flushEvery time.Duration
+	renewAfter int64        // bytes of a connection; 0: any
 	warn       func(string) // of what the target tells; may be nil
 }
 
@@ -151,6 +152,9 @@ func runSource(ctx context.Context, conn *wire.Conn, end *sourceEnd, p sourcePar
 		flushEvery: p.flushEvery,
 		changed:    end.changed,
 	})
+	if !s.options.dryRun { // which would begin anew, and sends hashes alone: 256 GiB of them are a disk of 512 TiB
+		s.options.renewAfter = p.renewAfter
+	}
 	var flow wire.FlowOptions
 	if p.rateLimit > 0 {
 		s.limit = rate.NewLimiter(rate.Limit(p.rateLimit), wire.MaxRun)

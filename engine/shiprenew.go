@@ -12,19 +12,24 @@ const renewAfter = 256 << 30
 // errRenewed ends a connection so that a new one takes its place. Nothing was lost: it is no disconnect.
 var errRenewed = errors.New("the connection has carried as much as its keys may, and is replaced")
 
+// carries is how much a connection may carry in one direction, at most lowered, of tests; 0: as much as it likes.
+func (g *gate) carries(lowered int64) int64 {
+	if g == nil || g.id == nil {
+		return 0
+	}
+	return cmp.Or(lowered, renewAfter)
+}
+
+// spent tells whether a connection has carried as much as its keys may.
+func spent(c Conn, most int64) bool { return most > 0 && max(c.Sent(), c.Received()) >= most }
+
 // renew ends the session when its keys have had enough. The mirror hears that all is done; what it has not answered is
 // kept, as after any connection.
 func (s *shipper) renew() {
-	if s.p.gate == nil || s.p.gate.id == nil {
-		return
-	}
 	s.mu.Lock()
 	session := s.session
 	s.mu.Unlock()
-	if session == nil || session.ctx.Err() != nil {
-		return
-	}
-	if max(session.conn.Sent(), session.conn.Received()) >= cmp.Or(s.p.renewAfter, renewAfter) {
+	if session != nil && session.ctx.Err() == nil && spent(session.conn, s.p.gate.carries(s.p.renewAfter)) {
 		session.end(errRenewed)
 	}
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,7 @@ type sourceOptions struct {
 	dryRun     bool
 	noCompress bool
 	flushEvery time.Duration
+	renewAfter int64 // bytes of the connection; 0: never
 	// changed tells whether the source was written to since the session opened.
 	changed func() bool
 }
@@ -168,13 +170,18 @@ func (s *source) copyAndCommit(ctx context.Context, from int64) error {
 	todo := []blockdev.Extent{{Offset: from, Length: s.size - from}}
 	tracked := true // only the first pass is contiguous and moves the confirmed prefix
 	for {
-		if err := s.pass(ctx, todo, tracked); err != nil {
+		err := s.pass(ctx, todo, tracked)
+		if err != nil && !errors.Is(err, errRenewed) {
 			return err
 		}
 		if s.options.dryRun {
 			return nil
 		}
+		// Before another connection as well: so the next session goes on from the end of this one.
 		if err := s.records.wait(ctx); err != nil {
+			return err
+		}
+		if err != nil {
 			return err
 		}
 		doubts, err := s.commit(ctx)
@@ -185,7 +192,8 @@ func (s *source) copyAndCommit(ctx context.Context, from int64) error {
 	}
 }
 
-// pass scans ranges and copies their spans, many at a time. It returns when all are sent.
+// pass scans ranges and copies their spans, many at a time. It returns when all are sent, or, with errRenewed, as many
+// as this connection may carry.
 func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked bool) error {
 	group, ctx := errgroup.WithContext(ctx)
 	type job struct {
@@ -193,6 +201,7 @@ func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked boo
 		piece *piece
 	}
 	jobs := make(chan job)
+	renew := false // set by the scan
 	group.Go(func() error {
 		defer close(jobs)
 		track := s.tracker
@@ -201,6 +210,9 @@ func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked boo
 		}
 		for _, r := range ranges {
 			err := s.scan(ctx, s.dev, r, func(sp span) error {
+				if spent(s.conn, s.options.renewAfter) {
+					return errRenewed
+				}
 				p, err := track.begin(ctx, sp.End())
 				if err != nil {
 					return err
@@ -212,6 +224,9 @@ func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked boo
 					return context.Cause(ctx)
 				}
 			})
+			if renew = errors.Is(err, errRenewed); renew {
+				return nil // what was handed out is still copied
+			}
 			if err != nil {
 				return sourceError(err)
 			}
@@ -241,7 +256,10 @@ func (s *source) pass(ctx context.Context, ranges []blockdev.Extent, tracked boo
 			return nil
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil || !renew {
+		return err
+	}
+	return errRenewed
 }
 
 // commit asks the target to make everything durable, and returns what it doubts.

@@ -34,8 +34,9 @@ type SyncOptions struct {
 	// Progress is filled while Sync runs, to be read at any time. May be nil.
 	Progress *Progress
 
-	// Tests: how often progress is made durable, and how devices are opened.
+	// Tests: how often progress is made durable, when a connection is replaced, and how devices are opened.
 	flushEvery             time.Duration
+	renewAfter             int64 // bytes of a connection; 0: renewAfter
 	openSource, openTarget openDevice
 }
 
@@ -212,8 +213,13 @@ func (c *copier) sessions(ctx context.Context) error {
 		everOpen = everOpen || opened
 		narrower := c.gate.narrow.segment(peer) != segment // the next connection does better than this one could
 		// A connection that brought nothing before it was lost is no reason to begin the wait anew.
-		if moved := c.Progress.Shipped.Load() + c.Progress.Durable.Load(); lost.IsZero() || moved > before {
+		moved := c.Progress.Shipped.Load() + c.Progress.Durable.Load()
+		further := moved > before
+		if lost.IsZero() || further {
 			before, backoff, lost = moved, backoffFirst, time.Now()
+		}
+		if further && errors.Is(err, errRenewed) {
+			continue
 		}
 		if hopeless := !everOpen || !worthRetrying(err) || time.Since(lost) >= c.Retry; err == nil || ctx.Err() != nil || hopeless && !narrower {
 			return err
@@ -259,7 +265,8 @@ func (c *copier) flags() wire.OpenFlags {
 
 func (c *copier) sourceParams() sourceParams {
 	return sourceParams{volume: c.Target.Volume, blockSize: c.BlockSize, flags: c.flags(),
-		noCompress: c.NoCompress, rateLimit: c.RateLimit, steer: c.Target.Remote(), flushEvery: c.flushEvery}
+		noCompress: c.NoCompress, rateLimit: c.RateLimit, steer: c.Target.Remote(), flushEvery: c.flushEvery,
+		renewAfter: c.gate.carries(c.renewAfter)}
 }
 
 func (c *copier) targetParams() targetParams {

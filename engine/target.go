@@ -93,6 +93,7 @@ func newTarget(l *link, store *targetStore, flags wire.OpenFlags, answer *wire.O
 		}
 	}
 	l.doneByPeer = flags&wire.OpenDryRun != 0
+	l.renewedByPeer = !l.doneByPeer
 	if answer.Flags&wire.OpenedRecheck != 0 {
 		t.recheck = newRecheck(t.geometry, store, answer.ResumeFrom, t.pool)
 	}

@@ -35,10 +35,13 @@ type liveSession struct {
 	prog        Progress
 }
 
-func (l *liveSession) summary(done bool) string {
+func (l *liveSession) summary(done bool, err error) string {
 	how := "interrupted"
-	if done {
+	switch {
+	case done:
 		how = "complete"
+	case errors.Is(err, errRenewed):
+		how = "connection replaced"
 	}
 	p := &l.prog
 	return fmt.Sprintf("%s as %s after %.1f s: shipped %d, skipped %d, zero %d, wire %d bytes, %d blocks retried", how, l.role,
