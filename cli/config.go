@@ -128,8 +128,8 @@ func (r *configReader) readSetting(c *engine.VolumeConfig, volume, key string, v
 	if key == "mirror" {
 		return r.readMirrors(c, volume, value)
 	}
-	if list, ok := listOf(value); ok && key == "rate" {
-		return r.readRates(c, volume, list)
+	if key == "rate" {
+		return r.readRate(&c.Rate, value, "volume", volume, key)
 	}
 	text, ok := value.(string)
 	if n, isNumber := value.(int64); isNumber && s.number {
@@ -154,19 +154,8 @@ func (r *configReader) readMirrors(c *engine.VolumeConfig, volume string, value 
 	for i, settings := range mirrors {
 		var m engine.MirrorConfig
 		for _, key := range slices.Sorted(maps.Keys(settings)) {
-			text, ok := settings[key].(string)
-			switch {
-			case key != "name" && key != "address":
-				return r.unknown("volume", volume, "mirror", i, key)
-			case !ok || text == "":
-				return r.fail("must be a text in quotes", "volume", volume, "mirror", i, key)
-			case key == "name":
-				if err := engine.CheckVolumeName(text); err != nil { // the rules for names are the same
-					return r.fail(fmt.Sprintf("%q %v", text, errors.Unwrap(err)), "volume", volume, "mirror", i, key)
-				}
-				m.Name = text
-			default:
-				m.Address = text
+			if err := r.readMirror(&m, key, settings[key], "volume", volume, "mirror", i, key); err != nil {
+				return err
 			}
 		}
 		if m.Address == "" {
@@ -176,6 +165,28 @@ func (r *configReader) readMirrors(c *engine.VolumeConfig, volume string, value 
 		if err := addMirror(c, m); err != nil {
 			return r.fail(err.Error(), "volume", volume, "mirror", i, "address")
 		}
+	}
+	return nil
+}
+
+// readMirror takes one key of a mirror.
+func (r *configReader) readMirror(m *engine.MirrorConfig, key string, value any, path ...any) error {
+	if key == "rate" {
+		return r.readRate(&m.Rate, value, path...)
+	}
+	text, ok := value.(string)
+	switch {
+	case key != "name" && key != "address":
+		return r.unknown(path...)
+	case !ok || text == "":
+		return r.fail("must be a text in quotes", path...)
+	case key == "name":
+		if err := engine.CheckVolumeName(text); err != nil { // the rules for names are the same
+			return r.fail(fmt.Sprintf("%q %v", text, errors.Unwrap(err)), path...)
+		}
+		m.Name = text
+	default:
+		m.Address = text
 	}
 	return nil
 }
@@ -198,28 +209,46 @@ func listOf(value any) (list []table, ok bool) {
 	return nil, false
 }
 
+// readRate reads a limit, or a schedule of some.
+func (r *configReader) readRate(rates *engine.Rates, value any, path ...any) error {
+	if list, ok := listOf(value); ok {
+		return r.readRates(rates, list, path...)
+	}
+	text, ok := value.(string)
+	if n, isNumber := value.(int64); isNumber {
+		text, ok = fmt.Sprint(n), true
+	}
+	if !ok {
+		return r.fail("must be a text in quotes: "+findSetting("rate").value, path...)
+	}
+	if err := setRate(rates, text); err != nil {
+		return r.fail(fmt.Sprintf("%q: %v", text, err), path...)
+	}
+	return nil
+}
+
 // readRates reads the tables of a schedule, {from="08:00", to="18:00", limit="20MiB/s"}.
-func (r *configReader) readRates(c *engine.VolumeConfig, volume string, list []table) error {
+func (r *configReader) readRates(rates *engine.Rates, list []table, path ...any) error {
 	for _, settings := range list {
 		said := map[string]string{"from": "00:00", "to": "00:00", "limit": ""}
 		for _, key := range slices.Sorted(maps.Keys(settings)) {
 			if _, known := said[key]; !known {
-				return r.fail(fmt.Sprintf("unknown key %q; give from, to and limit", key), "volume", volume, "rate")
+				return r.fail(fmt.Sprintf("unknown key %q; give from, to and limit", key), path...)
 			}
 			text, ok := settings[key].(string)
 			if n, isNumber := settings[key].(int64); isNumber && key == "limit" {
 				text, ok = fmt.Sprint(n), true
 			}
 			if !ok {
-				return r.fail(key+" must be a text in quotes", "volume", volume, "rate")
+				return r.fail(key+" must be a text in quotes", path...)
 			}
 			said[key] = text
 		}
 		if (settings["from"] == nil) != (settings["to"] == nil) {
-			return r.fail("give both from and to, or none of them", "volume", volume, "rate")
+			return r.fail("give both from and to, or none of them", path...)
 		}
-		if err := addRate(c, said["limit"], said["from"], said["to"]); err != nil {
-			return r.fail(err.Error(), "volume", volume, "rate")
+		if err := addRate(rates, said["limit"], said["from"], said["to"]); err != nil {
+			return r.fail(err.Error(), path...)
 		}
 	}
 	return nil

@@ -67,6 +67,8 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 		{"rate without a limit", volume("rate = [{from = '08:00', to = '18:00'}]"), "line 3: volume.a.rate: give bytes a second"},
 		{"rate without an end", volume("rate = [{from = '08:00', limit = '1M'}]"), "line 3: volume.a.rate: give both from and to"},
 		{"rate at a wrong time", volume("rate = [{from = '8', to = '18:00', limit = '1M'}]"), "line 3: volume.a.rate: \"8\" is no time of the day such as 08:00"},
+		{"rate of a mirror", volume("[[volume.a.mirror]]\naddress = 'h:1'\nrate = 'fast'"), "line 5: volume.a.mirror.rate: \"fast\": give bytes a second"},
+		{"rate of a mirror with an unknown key", volume("[[volume.a.mirror]]\naddress = 'h:1'\nrate = [{limit = '1M', until = '18:00'}]"), "line 5: volume.a.mirror.rate: unknown key \"until\""},
 		{"rate from a number", volume("rate = [{from = 8, to = 18, limit = '1M'}]"), "line 3: volume.a.rate: from must be a text"},
 		{"congestion", volume("congestion = 'B B R'"), "line 3: volume.a.congestion: \"B B R\": give auto, default, or a name"},
 		{"mirror as a text", volume("mirror = '127.0.0.1:1'"), "line 3: volume.a.mirror: must be tables [[volume.a.mirror]]"},
@@ -121,6 +123,11 @@ address = '127.0.0.1:1'
 [[volume.all.mirror]]
 name = 'east'
 address = '[::1]:2'
+rate = [{from = '08:00', to = '18:00', limit = '1M'}, {limit = '2M'}]
+[[volume.all.mirror]]
+name = 'west'
+address = '[::1]:3'
+rate = 3000000
 [volume.numbers]
 path = 'q'
 interval = 0
@@ -137,7 +144,8 @@ path = 'r'
 		"all": {Path: "p", Role: "primary", Export: "unix:/run/x", Interval: 10 * time.Millisecond, MaxLag: 5 * time.Minute, BlockSize: 128 << 10,
 			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30, VerifyWrites: "readback", OnMismatch: "freeze", Scrub: 24 * time.Hour,
 			Rate: engine.Rates{{From: 22 * 60, To: 6*60 + 30, Limit: 100 << 20}}, Congestion: "bbr",
-			Mirrors: []engine.MirrorConfig{{Name: "127.0.0.1:1", Address: "127.0.0.1:1"}, {Name: "east", Address: "[::1]:2"}}},
+			Mirrors: []engine.MirrorConfig{{Name: "127.0.0.1:1", Address: "127.0.0.1:1"}, {Name: "east", Address: "[::1]:2", Rate: engine.Rates{{From: 8 * 60, To: 18 * 60, Limit: 1 << 20}, {Limit: 2 << 20}}},
+				{Name: "west", Address: "[::1]:3", Rate: engine.Rates{{Limit: 3e6}}}}},
 		"numbers": {Path: "q", Interval: 0, BlockSize: 4096, StagingLimit: 1e9, Rate: engine.Rates{{Limit: 1e6}}, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
 		"plain":   {Path: "r", Interval: time.Second, MaxLag: time.Minute, OnStagingFull: "hold", OnReboot: "compare", VerifyWrites: "off", OnMismatch: "continue"},
 	}}
@@ -187,13 +195,14 @@ congestion = 'cubic'
 address = '127.0.0.1:1'
 [[volume.a.mirror]]
 address = '127.0.0.1:2'
+rate = [{from = '22:00', to = '06:00', limit = '5M'}, {limit = '3M'}]
 `)}
-	flags := parseServe(t, serveFlags{state: "s", insecure: true, insecureSet: true}, "--mirror", "a=127.0.0.1:1", "--volume", "a=p,=q", "--role", "a=mirror",
+	flags := parseServe(t, serveFlags{state: "s", insecure: true, insecureSet: true}, "--rate", "a/127.0.0.1:2=5M@22:00-06:00", "--rate", "a/127.0.0.1:2=3M", "--mirror", "a=127.0.0.1:1", "--volume", "a=p,=q", "--role", "a=mirror",
 		"--export", "a=tcp:127.0.0.1:1", "--interval", "a=0", "--mode", "a=async", "--max-lag", "a=5m", "--block-size", "a=4K",
 		"--on-staging-full", "a=bulk", "--on-reboot", "a=trust", "--staging-limit", "a=1G", "--verify-writes", "a=readback", "--on-mismatch", "a=freeze", "--scrub", "a=24h", "--mirror", "a=127.0.0.1:2",
 		"--rate", "a=20MiB/s@08:00-18:00", "--rate", "a=1000000", "--congestion", "a=cubic")
-	if len(flags.volumes) != len(volumeSettings)+2 {
-		t.Errorf("%d of %d settings are compared", len(flags.volumes)-2, len(volumeSettings))
+	if len(flags.volumes) != len(volumeSettings)+4 {
+		t.Errorf("%d of %d settings are compared", len(flags.volumes)-4, len(volumeSettings))
 	}
 	fromFile, _, err := file.options()
 	if err != nil {
@@ -241,6 +250,15 @@ address='127.0.0.1:1'
 	f = parseServe(t, serveFlags{config: path, insecure: true, insecureSet: true}, "--export", "x=unix:y")
 	if _, _, err := f.options(); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "volume x") {
 		t.Errorf("a volume that nobody named: %v", err)
+	}
+	// What the file says of a mirror is said anew for that mirror alone.
+	own := writeConfig(t, "state = 's'\n[volume.b]\npath = 'q'\nrate = '1M'\n[[volume.b.mirror]]\nname = 'x'\naddress = 'h:1'\nrate = '2M'\n[[volume.b.mirror]]\naddress = 'h:2'\nrate = '3M'\n")
+	f = parseServe(t, serveFlags{config: own}, "--rate", "b/x=4M", "--rate", "b/x=5M@08:00-18:00", "--rate", "b=6M")
+	got, _, err = f.options()
+	mirrors := []engine.MirrorConfig{{Name: "x", Address: "h:1", Rate: engine.Rates{{Limit: 4 << 20}, {From: 8 * 60, To: 18 * 60, Limit: 5 << 20}}},
+		{Name: "h:2", Address: "h:2", Rate: engine.Rates{{Limit: 3 << 20}}}}
+	if diff := cmp.Diff(mirrors, got.Volumes["b"].Mirrors) + cmp.Diff(engine.Rates{{Limit: 6 << 20}}, got.Volumes["b"].Rate); err != nil || diff != "" {
+		t.Error(err, diff)
 	}
 }
 

@@ -55,6 +55,7 @@ override it, and SIGHUP reads it again:
   [[volume.db.mirror]]
   name    = "east"                 # its address, if left away
   address = "127.0.0.1:7418"
+  rate    = "5MiB/s"               # of this mirror alone
 
   [volume.copy]
   path = "/dev/sdb"

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,6 +23,8 @@ type setting struct {
 	number    bool // in the file, a number without quotes will do
 	set       func(*engine.VolumeConfig, string) error
 	clear     func(*engine.VolumeConfig) // of many: forgets what was set
+	// mirrors finds what can be said of one mirror by itself, as NAME/MIRROR=VALUE; nil: nothing.
+	mirrors func(*engine.MirrorConfig) *engine.Rates
 }
 
 var volumeSettings = []*setting{
@@ -39,8 +42,10 @@ var volumeSettings = []*setting{
 	{key: "verify_writes", flag: "verify-writes", value: "off|readback", usage: "whether a mirror reads back and compares what it wrote to its disk (default off)", set: setVerifyWrites},
 	{key: "on_mismatch", flag: "on-mismatch", value: "continue|freeze", usage: "while a mirror is read-only after a mismatch, take writes, or refuse them (default continue)", set: setOnMismatch},
 	{key: "scrub", flag: "scrub", value: "weekly|daily|off|TIME", usage: "how often this node compares its disk with its own index (default weekly)", set: setScrub},
-	{key: "rate", flag: "rate", value: "BYTES[@FROM-TO]", usage: "send at most so much a second to each mirror, always or from HH:MM to HH:MM; may be repeated (default no limit)", many: true, number: true, set: setRate,
-		clear: func(c *engine.VolumeConfig) { c.Rate = nil }},
+	{key: "rate", flag: "rate", value: "BYTES[@FROM-TO]", usage: "send at most so much a second to each mirror, always or from HH:MM to HH:MM; may be repeated; NAME/MIRROR=... is for one mirror (default no limit)", many: true,
+		set:     func(c *engine.VolumeConfig, text string) error { return setRate(&c.Rate, text) },
+		clear:   func(c *engine.VolumeConfig) { c.Rate = nil },
+		mirrors: func(m *engine.MirrorConfig) *engine.Rates { return &m.Rate }},
 	{key: "congestion", flag: "congestion", value: "auto|default|ALGORITHM", usage: "TCP's congestion control; auto: bbr where the kernel has it (default auto)", set: setCongestion},
 	{key: "staging_limit", flag: "staging-limit", value: "BYTES", usage: "room for staging at a mirror (default 80 % of what is free)", number: true, set: setStagingLimit},
 }
@@ -125,7 +130,7 @@ func setScrub(c *engine.VolumeConfig, text string) (err error) {
 }
 
 // setRate adds a limit such as 20MiB/s or 20MiB/s@08:00-18:00.
-func setRate(c *engine.VolumeConfig, text string) error {
+func setRate(rates *engine.Rates, text string) error {
 	limit, span, some := strings.Cut(text, "@")
 	from, to, ok := "00:00", "00:00", true
 	if some {
@@ -134,10 +139,10 @@ func setRate(c *engine.VolumeConfig, text string) error {
 	if !ok {
 		return errors.New("give the time as FROM-TO, such as 08:00-18:00")
 	}
-	return addRate(c, limit, from, to)
+	return addRate(rates, limit, from, to)
 }
 
-func addRate(c *engine.VolumeConfig, limit, from, to string) error {
+func addRate(rates *engine.Rates, limit, from, to string) error {
 	var n rate
 	if err := n.Set(limit); err != nil {
 		return err
@@ -149,7 +154,7 @@ func addRate(c *engine.VolumeConfig, limit, from, to string) error {
 	if err := e.ParseSpan(from, to); err != nil {
 		return err
 	}
-	c.Rate = append(slices.Clone(c.Rate), e)
+	*rates = append(slices.Clone(*rates), e)
 	return nil
 }
 
@@ -205,7 +210,34 @@ func setStagingLimit(c *engine.VolumeConfig, text string) error {
 // said is a setting as it was given on the command line.
 type said struct {
 	*setting
-	volume, text string
+	volume, mirror, text string // mirror "": of the volume
+}
+
+// of is what it is said of.
+func (s said) of() string {
+	if s.mirror == "" {
+		return s.volume
+	}
+	return s.volume + "/" + s.mirror
+}
+
+// apply says it. What is said first of many forgets what was said in the file.
+func (s said) apply(c *engine.VolumeConfig, first bool) error {
+	if s.mirror == "" {
+		if s.many && first {
+			s.clear(c)
+		}
+		return s.set(c, s.text)
+	}
+	i := slices.IndexFunc(c.Mirrors, func(m engine.MirrorConfig) bool { return m.Name == s.mirror })
+	if i < 0 {
+		return errors.New("the volume has no mirror of that name")
+	}
+	rates := s.mirrors(&c.Mirrors[i])
+	if first {
+		*rates = nil
+	}
+	return setRate(rates, s.text)
 }
 
 // volumeFlag is the flag of a setting. Values may hold commas and further equals signs.
@@ -217,19 +249,25 @@ type volumeFlag struct {
 func (f *volumeFlag) String() string { return "" }
 
 func (f *volumeFlag) Set(text string) error {
-	volume, value, ok := strings.Cut(text, "=")
-	if !ok || volume == "" || value == "" {
+	name, value, ok := strings.Cut(text, "=")
+	if !ok || name == "" || value == "" {
 		return errors.New("give NAME=" + f.setting.value)
+	}
+	volume, mirror := name, ""
+	if f.setting.mirrors != nil {
+		if volume, mirror, ok = strings.Cut(name, "/"); ok && mirror == "" {
+			return errors.New("give NAME/MIRROR=" + f.setting.value)
+		}
 	}
 	if err := engine.CheckVolumeName(volume); err != nil {
 		return errors.Unwrap(err)
 	}
 	for _, s := range *f.all {
-		if s.setting == f.setting && s.volume == volume && (!f.setting.many || s.text == value) {
-			return fmt.Errorf("it is given twice for volume %s", volume)
+		if s.setting == f.setting && s.of() == name && (!f.setting.many || s.text == value) {
+			return fmt.Errorf("it is given twice for volume %s", name)
 		}
 	}
-	*f.all = append(*f.all, said{f.setting, volume, value})
+	*f.all = append(*f.all, said{f.setting, volume, mirror, value})
 	return f.setting.set(new(engine.VolumeConfig), value)
 }
 
@@ -241,8 +279,11 @@ func volumeFlags(all *[]said) []cli.Flag {
 	return flags
 }
 
-// applySaid puts what flags say over what the file says. Mirrors and rates that flags name replace the file's.
+// applySaid puts what flags say over what the file says. Mirrors and rates that flags name replace the file's. What is
+// said of a mirror comes last: the flag that names it may stand behind.
 func applySaid(volumes map[string]engine.VolumeConfig, all []said) error {
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b said) int { return cmp.Compare(min(len(a.mirror), 1), min(len(b.mirror), 1)) })
 	for _, s := range all {
 		if s.key == "path" {
 			if _, ok := volumes[s.volume]; !ok {
@@ -256,13 +297,11 @@ func applySaid(volumes map[string]engine.VolumeConfig, all []said) error {
 		if !ok {
 			return usageError{command: "serve", text: fmt.Sprintf("--%s is given for volume %s, which has no --volume %s=PATH", s.flag, s.volume, s.volume)}
 		}
-		if key := s.key + "=" + s.volume; s.many && !replaced[key] {
-			replaced[key] = true
-			s.clear(&c)
+		key := s.key + "=" + s.of()
+		if err := s.apply(&c, !replaced[key]); err != nil {
+			return usageError{command: "serve", text: fmt.Sprintf("--%s %s=%s: %v", s.flag, s.of(), s.text, err)}
 		}
-		if err := s.set(&c, s.text); err != nil {
-			return usageError{command: "serve", text: fmt.Sprintf("--%s %s=%s: %v", s.flag, s.volume, s.text, err)}
-		}
+		replaced[key] = true
 		volumes[s.volume] = c
 	}
 	return nil

@@ -21,7 +21,7 @@ type VolumeConfig struct {
 	OnMismatch    string // "continue" (also ""), "freeze": of a primary, whose export refuses writes while a mirror is read-only
 	StagingLimit  int64  // bytes, of a mirror; 0: 80 % of what is free
 
-	Rate       Rates  // of a primary: what each of its connections may carry; none: no limit
+	Rate       Rates  // of a primary: what each of its connections may carry, where the mirror has none of its own; none: no limit
 	Congestion string // of its connections; "" and "auto": BBR where it can be had, "default": the kernel's
 
 	Scrub time.Duration // between scrubs; 0: DefaultScrub; negative: none
@@ -31,7 +31,11 @@ type VolumeConfig struct {
 type MirrorConfig struct {
 	Name    string
 	Address string // HOST:PORT
+	Rate    Rates  // what the connection to it may carry; none: VolumeConfig.Rate
 }
+
+// is tells whether both are one mirror, however fast.
+func (m MirrorConfig) is(o MirrorConfig) bool { return m.Name == o.Name && m.Address == o.Address }
 
 // The bounds and defaults of a volume's settings (DESIGN §11).
 const (

@@ -35,6 +35,7 @@ type liveNode struct {
 	id     *identity.Node // nil: insecure
 	probe  time.Duration  // between probes of mirrors; 0: as always
 	renew  int64          // bytes of a connection; 0: as always
+	reload chan map[string]VolumeConfig
 	stop   func()
 
 	logging sync.Mutex
@@ -69,7 +70,7 @@ func (n *liveNode) start() {
 	var err error
 	routine.Go(func() {
 		err = Serve(ctx, ServerOptions{StateDir: n.state, Listen: n.listen, Volumes: map[string]VolumeConfig{"v": n.volume}, Insecure: n.id == nil, Identity: n.id,
-			device: n.device, probeEvery: n.probe, renewAfter: n.renew, Version: "test", Log: n.log})
+			device: n.device, probeEvery: n.probe, renewAfter: n.renew, Reload: n.reload, Version: "test", Log: n.log})
 	})
 	n.stop = sync.OnceFunc(func() {
 		cancel()

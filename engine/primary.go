@@ -187,7 +187,7 @@ func (p *primary) tune(c VolumeConfig) {
 	ctx := p.mirrors.ctx
 	var next, gone []*shipper
 	for _, s := range p.mirrors.list {
-		if slices.Contains(c.Mirrors, s.config) {
+		if slices.ContainsFunc(c.Mirrors, s.config.is) {
 			next = append(next, s)
 		} else {
 			gone = append(gone, s)
@@ -210,7 +210,7 @@ func (p *primary) tune(c VolumeConfig) {
 		}
 	}
 	for _, m := range c.Mirrors {
-		if slices.ContainsFunc(next, func(s *shipper) bool { return s.config == m }) {
+		if slices.ContainsFunc(next, func(s *shipper) bool { return s.config.is(m) }) {
 			continue
 		}
 		s := p.addMirror(m)

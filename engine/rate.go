@@ -10,6 +10,16 @@ import (
 // Rates are what a person allows a volume's connections, each by itself, in bytes a second on the wire.
 type Rates []RateEntry
 
+// ratesOf are the limits of one mirror.
+func (c *VolumeConfig) ratesOf(mirror string) Rates {
+	for _, m := range c.Mirrors {
+		if m.Name == mirror && len(m.Rate) > 0 {
+			return m.Rate
+		}
+	}
+	return c.Rate
+}
+
 // RateEntry is a limit for a part of the day, by the clock of this machine. From belongs to it, To does not any
 // more; To before From is over midnight, and both the same is always.
 type RateEntry struct {

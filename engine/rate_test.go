@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -53,6 +54,52 @@ func TestCheckCongestion(t *testing.T) {
 	for name, ok := range map[string]bool{"auto": true, "default": true, "bbr": true, "dctcp-2": true, "": false, "BBR": false, "a b": false, "sixteen_letters_": false} {
 		if err := CheckCongestion(name); (err == nil) != ok {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// A mirror has its own limit, or the volume's. Both change at once with the configuration, and no mirror is compared anew
+// for that.
+func TestRateOfAMirror(t *testing.T) {
+	const mb = 1 << 20
+	limit := func(n int64) Rates { return Rates{{Limit: n * mb}} }
+	p := newLivePair(t, 2, func(i int, c *VolumeConfig) {
+		if i < 0 {
+			c.Rate, c.Mirrors[0].Rate = limit(20), limit(10)
+		}
+	})
+	expect := func(want ...int64) {
+		t.Helper()
+		eventually(t, "the limits", func() bool {
+			for i, m := range p.primary.status().Mirrors {
+				if m.Flow == nil || m.Flow.Limit != want[i]*mb || m.Flow.Pacing != want[i]*mb {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	p.settle()
+	expect(10, 20)
+	p.primary.stop()
+	p.primary.reload = make(chan map[string]VolumeConfig)
+	p.primary.start()
+	p.settle()
+	expect(10, 20)
+	for _, want := range [][2]int64{{30, 40}, {5, 5}} {
+		c := p.primary.volume
+		c.Rate, c.Mirrors = limit(5), slices.Clone(c.Mirrors)
+		for i, n := range want {
+			if c.Mirrors[i].Rate = limit(n); n == 5 {
+				c.Mirrors[i].Rate = nil
+			}
+		}
+		p.primary.reload <- map[string]VolumeConfig{"v": c}
+		expect(want[:]...)
+	}
+	for i, m := range p.primary.status().Mirrors {
+		if m.Reconnects != 0 || p.primary.logged("is left away")+p.primary.logged("is new") > 0 {
+			t.Errorf("mirror %d began anew: %+v", i, m)
 		}
 	}
 }

@@ -30,7 +30,7 @@ type FlowStatus struct {
 }
 
 // limit is what a person allows now, in bytes a second; 0: any.
-func (s *shipper) limit() int64 { return s.p.config.Load().Rate.At(s.p.now()) }
+func (s *shipper) limit() int64 { return s.p.config.Load().ratesOf(s.config.Name).At(s.p.now()) }
 
 // keepLimit has the connection, where there is one, keep to the limit of now.
 func (s *shipper) keepLimit() {
