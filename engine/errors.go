@@ -34,6 +34,7 @@ type Error struct {
 	Next string // the next step for a person; may be empty
 
 	code wire.Code // what a peer is told; 0: by Kind
+	told error     // what it is told in place of Err, which says more than it may know; nil: Err
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%s %s: %v", e.Op, e.On, e.Err) }

@@ -23,19 +23,19 @@ type gate struct {
 	id       *identity.Node // nil: --insecure
 	stateDir string         // named to a person who is to trust somebody
 	narrow   *narrow
-	// What trusted peers can cause as often as they like.
-	twins, refusals murmur
+	log      func(string)
 
 	mu       sync.Mutex
 	standing map[*pass]struct{}
 	seats    map[seat]identity.Peer // who was there last, for status
+	twins    map[string]*twins      // by the peer's name (twins.go)
 }
 
 // seat is a place that only one peer has: a primary's mirror, by its configured name, or a mirror's primary ("").
 type seat struct{ volume, mirror string }
 
 func newGate(id *identity.Node, stateDir string, log func(string)) *gate {
-	return &gate{id: id, stateDir: stateDir, narrow: newNarrow(log), twins: murmur{log: log}, refusals: murmur{log: log}, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}}
+	return &gate{id: id, stateDir: stateDir, narrow: newNarrow(log), log: log, standing: map[*pass]struct{}{}, seats: map[seat]identity.Peer{}, twins: map[string]*twins{}}
 }
 
 // asOf is what a peer that has this role in a session is to the volume.
@@ -118,62 +118,44 @@ func (g *gate) explain(err error, addr, volume string, as identity.As, here bool
 // pass is one connection's place among those that stand.
 type pass struct {
 	gate   *gate
+	conn   *wire.Conn
 	peer   identity.Peer // once it stands: under gate.mu
-	name   string        // its
+	name   string        // its; "": nobody has to prove who he is
 	addr   string
 	from   netip.Addr // who dialled us
 	end    context.CancelCauseFunc
 	volume string
 	as     identity.As
-	node   wire.Hash // zero: it has none
+	since  time.Time // it stands
+	claims claims    // under gate.mu
+	// It is the second of two nodes under one identity, and is ended.
+	refused bool
 }
 
 // pass makes the place of a connection, which enter takes. The context ends when the peer must go.
-func (g *gate) pass(ctx context.Context, peer identity.Peer, addr string) (context.Context, *pass) {
-	p := &pass{gate: g, peer: peer, name: peer.Name, addr: addr}
+func (g *gate) pass(ctx context.Context, conn *wire.Conn, peer identity.Peer, addr string) (context.Context, *pass) {
+	p := &pass{gate: g, conn: conn, peer: peer, name: peer.Name, addr: addr}
 	ctx, p.end = context.WithCancelCause(ctx)
 	return ctx, p
 }
 
-// enter lets the peer in as what it is to the volume. The refusal tells it the same whether there is such a
-// volume or not. node is what it calls itself.
+// errNoRight is told a peer in the same words whether there is such a volume or not.
+var errNoRight = fmt.Errorf("%w: nothing may be done with this volume in this role", wire.ErrAuth)
+
+// enter lets the peer in as what it is to the volume. node is what it calls itself.
 func (p *pass) enter(volume string, as identity.As, node wire.Hash) error {
-	p.volume, p.as, p.node = volume, as, node
 	g := p.gate
 	if g.id == nil {
 		return nil
 	}
 	peer := p.peer // sweep changes it from here on
 	g.mu.Lock()
-	other := g.twinLocked(p)
-	if other == nil {
-		g.standing[p] = struct{}{}
-	}
+	p.volume, p.as, p.since, p.claims.node = volume, as, time.Now(), node
+	g.standing[p] = struct{}{}
 	g.mu.Unlock()
-	if other != nil {
-		g.twins.say(fmt.Sprintf("ALARM: two nodes claim one identity: %s is connected from %s, and another node under its key came from %s and is refused; one of them has a copy of the other's state directory",
-			peer.Name, other.addr, p.addr))
-		return p.refusal(errors.New("another node with this identity is connected"))
-	}
 	// Behind the entry in standing: a change of trust from here on finds it there.
 	if err := g.id.May(peer, volume, as); err != nil {
-		g.refusals.say(fmt.Sprintf("%s: %v", p.addr, err))
-		return p.refusal(errors.New("nothing may be done with this volume in this role"))
-	}
-	return nil
-}
-
-func (p *pass) refusal(why error) error {
-	return &Error{Kind: KindAuth, Op: "open volume", On: p.volume, Err: fmt.Errorf("%w: %w", wire.ErrAuth, why),
-		Next: nextByCode[wire.CodeAuth], code: wire.CodeAuth}
-}
-
-// twinLocked finds a connection of the same peer that is with another node.
-func (g *gate) twinLocked(p *pass) *pass {
-	for other := range g.standing {
-		if other.peer.Name == p.peer.Name && other.node != p.node && other.node != (wire.Hash{}) && p.node != (wire.Hash{}) {
-			return other
-		}
+		return &Error{Kind: KindAuth, Op: "open volume", On: volume, Err: err, Next: nextByCode[wire.CodeAuth], code: wire.CodeAuth, told: errNoRight}
 	}
 	return nil
 }
@@ -193,7 +175,7 @@ func (p *pass) sees(volume string) bool {
 // sit notes who is where, for status.
 func (p *pass) sit(mirror string) {
 	g := p.gate
-	if g.id == nil {
+	if g == nil || g.id == nil {
 		return
 	}
 	g.mu.Lock()
@@ -218,6 +200,7 @@ func (g *gate) sweep() {
 			p.end(&Error{Kind: KindAuth, Op: "go on with", On: p.peer.Name, Err: err, Next: nextByCode[wire.CodeAuth], code: wire.CodeAuth})
 		}
 	}
+	g.separateLocked(time.Now())
 }
 
 // warnings are what a person has to do about keys: this node's, and those of all peers, connected or not.
@@ -229,7 +212,7 @@ func (g *gate) warnings() []string {
 	for _, p := range g.id.Peers() {
 		texts = append(texts, p.Warnings...)
 	}
-	return texts
+	return append(texts, g.alarms()...)
 }
 
 // describe adds to a status who the peers are.

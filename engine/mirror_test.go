@@ -353,7 +353,7 @@ func (p *fakePrimary) knock(edits ...func(*wire.Attach)) (*wire.Attached, error)
 	p.conn.Established()
 	m := p.w.m
 	p.routine.Go(func() {
-		p.ended = m.session(context.Background(), theirs, &wire.Hello{Name: "primary", Role: wire.RolePrimary, Node: wire.Hash{5}}, "test")
+		p.ended = m.session(context.Background(), theirs, &wire.Hello{Name: "primary", Role: wire.RolePrimary, Node: wire.Hash{5}}, &pass{addr: "test"})
 		theirs.Close(p.ended)
 	})
 	p.connection++

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,21 +14,22 @@ import (
 )
 
 // session runs a connection of a primary, behind the Hellos, until it has ended and nothing of it is left.
-func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello, peer string) error {
+func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello, pass *pass) error {
 	refused := func(err error) error {
 		refuse(conn, err)
-		m.disconnects.add(Disconnect{Role: roleAcceptor, Volume: m.name, Address: peer}, partingOf(conn, false, err))
+		m.disconnects.add(Disconnect{Role: roleAcceptor, Volume: m.name, Peer: pass.name, Address: pass.addr}, partingOf(conn, false, err))
 		return err
 	}
 	attach, err := readAttach(ctx, conn, m.name)
 	if err != nil {
 		return refused(err)
 	}
+	pass.attached(attach.Incarnation)
 	conn.Established() // opening the device may take longer than a handshake
 	if answer := m.introduction(attach); answer != nil {
 		return introduce(conn, answer)
 	}
-	s, err := m.admit(ctx, conn, hello, attach, peer)
+	s, err := m.admit(ctx, conn, hello, attach, pass)
 	if err != nil {
 		return refused(err)
 	}
@@ -37,8 +39,8 @@ func (m *mirror) session(ctx context.Context, conn *wire.Conn, hello *wire.Hello
 }
 
 // admit begins a session, or says why there is none.
-func (m *mirror) admit(ctx context.Context, conn Conn, hello *wire.Hello, attach *wire.Attach, peer string) (*mirrorSession, error) {
-	s := m.newSession(ctx, conn, hello, attach, peer)
+func (m *mirror) admit(ctx context.Context, conn Conn, hello *wire.Hello, attach *wire.Attach, pass *pass) (*mirrorSession, error) {
+	s := m.newSession(ctx, conn, hello, attach, pass)
 	err := m.enter(s)
 	if err == nil {
 		err = s.attach(attach, hello)
@@ -48,7 +50,8 @@ func (m *mirror) admit(ctx context.Context, conn Conn, hello *wire.Hello, attach
 		s.cancel(nil)
 		return nil, err
 	}
-	m.log(fmt.Sprintf("%s: the primary %s is here", peer, hello.Name))
+	pass.sit("")
+	m.log(fmt.Sprintf("%s: the primary %s is here", s.peer, s.name))
 	return s, nil
 }
 
@@ -56,7 +59,7 @@ func (m *mirror) admit(ctx context.Context, conn Conn, hello *wire.Hello, attach
 func (s *mirrorSession) parted(err error) {
 	m := s.m
 	if err == nil {
-		m.log(fmt.Sprintf("%s: the primary %s is done", s.peer, s.node))
+		m.log(fmt.Sprintf("%s: the primary %s is done", s.peer, s.name))
 		m.update(func(v *mirrorView) { v.done++ })
 		return
 	}
@@ -65,7 +68,7 @@ func (s *mirrorSession) parted(err error) {
 	m.update(func(v *mirrorView) {
 		v.last = &DisconnectCause{Class: string(classOf(p.err)), Error: p.err.Error(), At: m.now().UTC().Format(time.RFC3339), Next: nextStep(p.err)}
 	})
-	m.disconnects.add(Disconnect{Role: "mirror", Volume: m.name, Peer: s.node, Address: s.peer}, p)
+	m.disconnects.add(Disconnect{Role: "mirror", Volume: m.name, Peer: s.name, Address: s.peer}, p)
 }
 
 // readAttach waits for Attach, which follows the Hellos at once.
@@ -88,8 +91,8 @@ func readAttach(ctx context.Context, conn *wire.Conn, volume string) (*wire.Atta
 	return a, nil
 }
 
-func (m *mirror) newSession(ctx context.Context, conn Conn, hello *wire.Hello, a *wire.Attach, peer string) *mirrorSession {
-	s := &mirrorSession{m: m, peer: peer, node: hello.Name, incarnation: a.Incarnation, connection: a.Connection, start: m.now(),
+func (m *mirror) newSession(ctx context.Context, conn Conn, hello *wire.Hello, a *wire.Attach, pass *pass) *mirrorSession {
+	s := &mirrorSession{m: m, peer: pass.addr, node: hello.Name, name: cmp.Or(pass.name, hello.Name), incarnation: a.Incarnation, connection: a.Connection, start: m.now(),
 		geometry: geometry{size: a.Size, blockSize: int64(a.BlockSize)},
 		pool:     blockdev.NewPool(mirrorMemory), meter: wire.NewMeter(uint64(m.window)),
 		scratch: blockdev.NewPool((mirrorWriters + mirrorOffers) * m.chunk),

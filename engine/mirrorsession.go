@@ -29,7 +29,8 @@ type mirrorSession struct {
 	peer  string
 	prog  Progress
 
-	node                    string
+	node                    string // as it calls itself
+	name                    string // under which it is trusted; the same where nobody has to be
 	incarnation, connection uint64
 	start                   time.Time
 

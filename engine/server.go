@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -252,7 +253,7 @@ func (s *server) session(ctx context.Context, nc net.Conn, who identity.Peer, le
 	o.HandshakeTimeout = left
 	conn := wire.NewConn(nc, o)
 	peer := nc.RemoteAddr().String()
-	ctx, pass := s.gate.pass(ctx, who, peer)
+	ctx, pass := s.gate.pass(ctx, conn, who, peer)
 	pass.from = origin(nc)
 	defer pass.leave()
 	release := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })
@@ -327,9 +328,6 @@ func (s *server) welcome(conn *wire.Conn, pass *pass) (*wire.Hello, *volume, err
 			return nil, nil, err
 		}
 	}
-	if hello.Role == wire.RolePrimary {
-		pass.sit("")
-	}
 	return hello, v, conn.Send(&wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: role})
 }
 
@@ -350,7 +348,7 @@ func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v
 	switch hello.Role {
 	case wire.RolePrimary:
 		if m, ok := v.getLive().(*mirror); ok {
-			_ = m.session(ctx, conn, hello, peer) // it is noted there
+			_ = m.session(ctx, conn, hello, pass) // it is noted there
 			return
 		}
 		err = &Error{Kind: KindState, Op: "attach to volume", On: v.name, Err: errors.New("this node is its primary, or it failed here"),
@@ -366,7 +364,7 @@ func (s *server) half(ctx context.Context, conn *wire.Conn, hello *wire.Hello, v
 		return
 	}
 	if opened {
-		about.Role, about.Peer = live.role, hello.Name
+		about.Role, about.Peer = live.role, cmp.Or(pass.name, hello.Name)
 	}
 	s.disconnects.add(about, partingOf(conn, opened, err))
 }

@@ -264,7 +264,11 @@ func runTarget(ctx context.Context, conn *wire.Conn, p targetParams, prog *Progr
 // refuse tells the peer why there will be no session, as far as it listens, and waits until it has read
 // that and closed: closing first, with a Ping unread, would reset the connection and lose the answer.
 func refuse(conn *wire.Conn, err error) {
-	if conn.Send(&wire.Refused{Code: codeOf(err), Text: wire.CleanText(err.Error())}) != nil {
+	text := err.Error()
+	if own, ok := errors.AsType[*Error](err); ok && own.told != nil {
+		text = (&Error{Op: own.Op, On: own.On, Err: own.told}).Error()
+	}
+	if conn.Send(&wire.Refused{Code: codeOf(err), Text: wire.CleanText(text)}) != nil {
 		return
 	}
 	limit := time.AfterFunc(byeTimeout, func() { conn.Close(err) })

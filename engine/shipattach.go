@@ -49,7 +49,7 @@ func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
 		return parting{err: err}
 	}
 	conn := wire.NewConn(nc, gate.options(peer))
-	ctx, pass := gate.pass(ctx, peer, s.config.Address)
+	ctx, pass := gate.pass(ctx, conn, peer, s.config.Address)
 	defer pass.leave()
 	release := context.AfterFunc(attempting, func() { conn.Close(context.Cause(attempting)) })
 	trusted := context.AfterFunc(ctx, func() { conn.Close(context.Cause(ctx)) })

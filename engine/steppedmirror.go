@@ -208,7 +208,7 @@ func (x *SteppedMirror) Attach(conn Conn, hello *wire.Hello, a *wire.Attach, pee
 	if answer := x.m.introduction(a); answer != nil {
 		return nil, conn.Send(answer)
 	}
-	s, err := x.m.admit(x.m.aborted, conn, hello, a, peer)
+	s, err := x.m.admit(x.m.aborted, conn, hello, a, &pass{addr: peer})
 	if err != nil {
 		_ = conn.Send(&wire.Refused{Code: codeOf(err), Text: wire.CleanText(err.Error())})
 		return nil, err

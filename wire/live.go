@@ -62,6 +62,18 @@ func (c *Conn) owePong(m *Ping) {
 	c.wakeControl()
 }
 
+// Probe has the peer asked now whether it lives, whatever else moves.
+func (c *Conn) Probe() {
+	c.live.pingDue.Store(true)
+	c.wakeControl()
+}
+
+// AnsweredSince tells whether the peer has answered what it was asked after t. Nothing that waited on the way can: somebody lived
+// over there after t.
+func (c *Conn) AnsweredSince(t time.Time) bool {
+	return c.began.Add(time.Duration(c.live.answered.Load())).After(t)
+}
+
 // takePong measures. A value that cannot be ours is no measurement.
 func (c *Conn) takePong(m *Pong) {
 	now := time.Since(c.began)

@@ -266,6 +266,14 @@ func TestConflict(t *testing.T) {
 		t.Errorf("the successor's successor: %v", dialler.err)
 	}
 	join(t, a, b).tell(t)
+	for name, key := range map[string]ID{"the key that both have": a.view().own[0].id, "the thief's": wrong.ID} {
+		if b.May(Peer{Name: "a", Key: key}, "", 0) == nil || len(b.Peers()[0].Keys) != 2 {
+			t.Errorf("%s is good after a person has decided; keys %+v", name, b.Peers()[0].Keys)
+		}
+	}
+	if dialler, _ := meet(t, thief, b, "db", AsMirror); wire.Classify(dialler.err) != wire.ClassAuth {
+		t.Errorf("the thief gets in: %v", dialler.err)
+	}
 	// What a person trusted stays, when the thief comes again.
 	if _, err := b.Rollover(Peer{Name: "a"}).TakeNext(announce(thief.view().own[0], thief.view().own[1])); err == nil {
 		t.Error("the thief's key is taken")

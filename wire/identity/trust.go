@@ -233,11 +233,22 @@ func (t *trust) add(now time.Time, name string, id ID, host string, grants []Gra
 		return fmt.Errorf("%w: %s; revoke it first", ErrOtherKey, name)
 	}
 	if host == "" {
+		t.decide(now, p, id)
 		p.confirm(now, id)
 		t.Revoked = slices.DeleteFunc(t.Revoked, func(r revoked) bool { return r.Key == id }) // a person's word is the last
 	}
 	p.grant(grants)
 	return nil
+}
+
+// decide takes a person's word for one of two successors. Whoever made the other one has all that came before them: of the
+// peer's keys only the one that was named stays.
+func (t *trust) decide(now time.Time, p *peer, id ID) {
+	if !slices.ContainsFunc(p.Alarms, func(a alarm) bool { return slices.Contains(a.Nexts[:], id) }) {
+		return
+	}
+	t.revoke(now, p, func(other ID) bool { return other != id })
+	p.Keys = slices.DeleteFunc(p.Keys, func(k peerKey) bool { return k.ID != id })
 }
 
 // takes tells whether a person may say of the key that it is this peer's: it is already, or one of two that
@@ -287,19 +298,26 @@ func (t *trust) remove(now time.Time, name string) error {
 	if p == nil {
 		return fmt.Errorf("%w: %s", ErrNoPeer, name)
 	}
-	keys := make([]ID, 0, len(p.Keys))
+	t.revoke(now, p, func(ID) bool { return true })
+	t.Peers = slices.DeleteFunc(t.Peers, func(other *peer) bool { return other == p })
+	return nil
+}
+
+// revoke remembers keys of the peer, and those that claimed to be, as revoked.
+func (t *trust) revoke(now time.Time, p *peer, which func(ID) bool) {
+	var keys []ID
 	for _, k := range p.Keys {
 		keys = append(keys, k.ID)
 	}
 	for _, a := range p.Alarms {
-		keys = append(keys, a.Nexts[:]...)
+		keys = append(keys, a.Key, a.Nexts[0], a.Nexts[1])
 	}
 	for _, id := range keys {
-		t.Revoked = slices.DeleteFunc(t.Revoked, func(r revoked) bool { return r.Key == id })
-		t.Revoked = append(t.Revoked, revoked{Key: id, Name: name, At: stamp(now)})
+		if which(id) {
+			t.Revoked = slices.DeleteFunc(t.Revoked, func(r revoked) bool { return r.Key == id })
+			t.Revoked = append(t.Revoked, revoked{Key: id, Name: p.Name, At: stamp(now)})
+		}
 	}
-	t.Peers = slices.DeleteFunc(t.Peers, func(other *peer) bool { return other == p })
-	return nil
 }
 
 // expire drops keys that are no longer good, where that is sure.
