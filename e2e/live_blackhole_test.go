@@ -48,6 +48,11 @@ func from(t testing.TB, h *paths.Hop, place int, args ...string) *proc {
 // hopPair is a pair that talks TLS across a hop, primary left, and a writer on its export. It returns before the two
 // are connected.
 func hopPair(t *testing.T, h *paths.Hop) *stamped {
+	return hopPairWith(t, h, stamp.Load{Depth: 2, Pause: 5 * time.Millisecond, NoTrim: true})
+}
+
+// hopPairWith is hopPair under another load.
+func hopPairWith(t *testing.T, h *paths.Hop, load stamp.Load) *stamped {
 	const size = 32 * mib
 	p := newKeyedPair(t, size)
 	p.trust()
@@ -56,7 +61,7 @@ func hopPair(t *testing.T, h *paths.Hop) *stamped {
 	p.mirror.at(h, paths.Right, paths.RightAddr)
 	p.mirror.up()
 	p.primary.up()
-	return stampedOn(p, size, stamp.Load{Depth: 2, Pause: 5 * time.Millisecond, NoTrim: true})
+	return stampedOn(p, size, load)
 }
 
 // narrowed expects that the primary names the black hole everywhere, and that it replicates with small segments.
@@ -138,6 +143,86 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
+// TestBlackHoleAnswers: the hole is in the middle of a session, and in the direction of the mirror's answers alone, which are
+// large where much is shipped. The mirror sees it and cannot choose the segments, and the primary sees a reset. A hole that swallows
+// the mirror's part of a TLS handshake is seen by the primary in the next one. Where that gets through, between jumbo frames,
+// it is the mirror that tells, with code 24.
+func TestBlackHoleAnswers(t *testing.T) {
+	for name, c := range map[string]struct {
+		first, later int // MTU of the way
+		told         bool
+	}{
+		"handshakes too": {1500, 1280, false},
+		"answers alone":  {9000, 2500, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHop(t, c.first)
+			s := hopPairWith(t, h, stamp.Load{Depth: 16, Longest: 1, Pause: 5 * time.Millisecond, NoTrim: true}) // many records, and so acks
+			s.settled()
+			s.written(50)
+			if err := h.Narrow(t.Context(), paths.Left, c.later); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			until(t, "the black hole to be named", func() bool {
+				d := s.primary.peer().Disconnect
+				return d != nil && d.Class == "mtu"
+			})
+			t.Logf("named %.1f s after it appeared", time.Since(began).Seconds())
+			s.settled()
+			s.written(100)
+			s.settled()
+			s.narrowed(1200)
+			all, _ := s.primary.history("primary")
+			told := slices.ContainsFunc(all, func(d disconnect) bool { return d.Class == "mtu" && strings.Contains(d.Error, "what this side sends") })
+			if told != c.told {
+				t.Errorf("told by the mirror: %v; %+v", told, all)
+			}
+			s.finish()
+		})
+	}
+}
+
+// TestBlackHoleMended: what was learned of a way is kept by new connections on it, and no longer when another way leads
+// to the mirror.
+func TestBlackHoleMended(t *testing.T) {
+	h := newHop(t, 1500)
+	narrow := func(mtu int) {
+		for _, to := range []int{paths.Left, paths.Right} {
+			if err := h.Narrow(t.Context(), to, mtu); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	narrow(1280)
+	s := hopPair(t, h)
+	s.settled()
+	s.narrowed(1200)
+	narrow(1500)
+	again := func() livePeer {
+		t.Helper()
+		s.mirror.kill()
+		s.mirror.up()
+		s.settled()
+		until(t, "the flow", func() bool { f := s.primary.peer().Flow; return f != nil && f.Segment > 0 })
+		return s.primary.peer()
+	}
+	if m := again(); m.Flow.Segment > 1200 || m.Flow.MTU == "" {
+		t.Errorf("on the same way, within the hour: flow %+v", m.Flow)
+	}
+	if err := h.Reroute(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if m := again(); m.Flow.Segment <= 1200 || m.Flow.MTU != "" {
+		t.Errorf("on another way: flow %+v", m.Flow)
+	}
+	if !strings.Contains(s.primary.err.String(), "another way leads there now") {
+		t.Errorf("it is not told:\n%s", tail(s.primary.err.String()))
+	}
+	s.finish()
+}
+
 // TestNoBlackHole: where everything vanishes in one direction, and not what is large alone, nobody says mtu.
 func TestNoBlackHole(t *testing.T) {
 	for name, to := range map[string]int{"there": paths.Right, "back": paths.Left} {
@@ -172,19 +257,25 @@ func TestBlackHoleSync(t *testing.T) {
 	for name, c := range map[string]struct {
 		to     int // the hole is on the way there
 		middle bool
+		jumbo  bool // it lets a handshake through, and is found by who sends in bulk alone: code 24
 	}{
-		"push, from the start":    {paths.Right, false},
-		"push, in the middle":     {paths.Right, true},
-		"fetch, from the start":   {paths.Left, false},
-		"fetch, in the middle":    {paths.Left, true},
-		"push, answers are lost":  {paths.Left, false},
-		"fetch, answers are lost": {paths.Right, false},
+		"push, from the start":        {to: paths.Right},
+		"push, in the middle":         {to: paths.Right, middle: true},
+		"fetch, from the start":       {to: paths.Left},
+		"fetch, in the middle":        {to: paths.Left, middle: true},
+		"fetch, between jumbo frames": {to: paths.Left, jumbo: true},
+		"push, answers are lost":      {to: paths.Left},
+		"fetch, answers are lost":     {to: paths.Right},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHop(t, 1500)
+			first, later := 1500, 1280
+			if c.jumbo {
+				first, later = 9000, 4000
+			}
+			h := newHop(t, first)
 			narrow := func() {
-				if err := h.Narrow(t.Context(), c.to, 1280); err != nil {
+				if err := h.Narrow(t.Context(), c.to, later); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -222,6 +313,9 @@ func TestBlackHoleSync(t *testing.T) {
 			t.Logf("%.1f s; %s", time.Since(began).Seconds(), r.stderr)
 			if !strings.Contains(r.stderr, "black hole") {
 				t.Error("it is not named")
+			}
+			if told := strings.Contains(r.stderr, "what this side sends"); told != c.jumbo {
+				t.Errorf("the other side told: %v", told)
 			}
 			equal(t, src, dst)
 		})

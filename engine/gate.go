@@ -49,13 +49,14 @@ func asOf(r wire.Role) identity.As {
 // dial connects to a peer that may be as to the volume. Its errors are *Error.
 func (g *gate) dial(ctx context.Context, addr, volume string, as identity.As) (net.Conn, identity.Peer, error) {
 	var peer identity.Peer
-	nc, err := wire.DialSegment(ctx, addr, g.narrow.forDial(addr))
+	nc, err := wire.DialBy(ctx, addr, g.narrow.forDial(addr))
 	if err == nil {
+		to, segment := wire.RemoteOf(nc), wire.SegmentOf(nc)
+		g.narrow.reached(addr, to)
 		limited, stop := context.WithTimeout(ctx, wire.HandshakeTimeout)
 		defer stop()
-		segment := wire.SegmentOf(nc)
 		nc, peer, err = secure(limited, g.id, nc, volume, as)
-		g.narrow.learn(addr, segment, err)
+		g.narrow.learn(addr, to, segment, err)
 	}
 	if err != nil {
 		return nil, peer, g.explain(networkError(addr, err), addr, volume, as, true)

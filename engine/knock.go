@@ -138,7 +138,7 @@ func (s *server) knockAt(ctx context.Context, addr, volume string, id [16]byte) 
 	defer release()
 	err = knock(conn, &wire.Hello{Node: s.node(), Name: hostName(), Software: software, Role: wire.RoleMirror, Volume: volume}, id)
 	conn.Close(err)
-	s.gate.narrow.learn(addr, conn.Segment(), err)
+	s.gate.narrow.learn(addr, conn.Remote(), conn.Segment(), err)
 	return err
 }
 

@@ -13,7 +13,8 @@ import (
 // narrow is what a node knows of ways on which large packets vanish (wire/blackhole.go; docs/DISCONNECTS.md, mtu). Who
 // dials goes on with smaller segments. Who was dialled cannot choose: it tells the peer when that comes again.
 type narrow struct {
-	log func(string)
+	log    func(string)
+	source func(to netip.Addr) netip.Addr // where packets to it leave from now
 
 	mu     sync.Mutex
 	ways   map[string]way     // by the HOST:PORT that is dialled
@@ -24,7 +25,14 @@ type narrow struct {
 type way struct {
 	segment int
 	until   time.Time // then it is tried without
+	ends    ends
 }
+
+// ends are where packets come from and go to; zero: nobody knows. Between others they take another way, which may be a
+// better one.
+type ends struct{ from, to netip.Addr }
+
+func (w way) leads(e ends) bool { return w.ends == e || w.ends == ends{} || e == ends{} }
 
 const (
 	narrowFor = time.Hour // the way may have been mended, or be another one
@@ -32,17 +40,49 @@ const (
 )
 
 func newNarrow(log func(string)) *narrow {
-	return &narrow{log: log, ways: map[string]way{}, untold: map[netip.Addr]int{}}
+	return &narrow{log: log, source: wire.SourceOf, ways: map[string]way{}, untold: map[netip.Addr]int{}}
 }
 
-// forDial is the largest segment to dial addr with; 0: any.
-func (n *narrow) forDial(addr string) int {
+// forDial tells the largest segment to dial each of the addresses of addr with; 0: any.
+func (n *narrow) forDial(addr string) func(to netip.Addr) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if w, ok := n.ways[addr]; ok && time.Now().After(w.until) {
+	w, ok := n.ways[addr]
+	if ok && time.Now().After(w.until) {
+		delete(n.ways, addr)
+		ok = false
+	}
+	return func(to netip.Addr) int {
+		if !ok || !w.leads(n.endsTo(to)) {
+			return 0
+		}
+		return w.segment
+	}
+}
+
+func (n *narrow) endsTo(to netip.Addr) ends {
+	if from := n.source(to); from.IsValid() {
+		return ends{from, to}
+	}
+	return ends{}
+}
+
+// reached forgets what is known of addr where the connection that came about takes another way.
+func (n *narrow) reached(addr string, to netip.Addr) {
+	n.mu.Lock()
+	w, ok := n.ways[addr]
+	n.mu.Unlock()
+	if !ok || w.leads(n.endsTo(to)) {
+		return
+	}
+	n.mu.Lock()
+	if ok = n.ways[addr] == w; ok {
 		delete(n.ways, addr)
 	}
-	return n.ways[addr].segment
+	n.mu.Unlock()
+	if ok {
+		n.log(fmt.Sprintf("%s: another way leads there now: segments may be as large as the kernel likes", addr))
+	}
 }
 
 // segment is the same as long as nobody dials: what holds for the connections that stand.
@@ -52,17 +92,18 @@ func (n *narrow) segment(addr string) int {
 	return n.ways[addr].segment
 }
 
-// learn takes up why a connection to addr ended, on which lost was the largest segment.
-func (n *narrow) learn(addr string, lost int, err error) {
+// learn takes up why a connection to addr, in fact to the address to, ended, on which lost was the largest segment.
+func (n *narrow) learn(addr string, to netip.Addr, lost int, err error) {
 	if !errors.Is(err, wire.ErrBlackHole) {
 		return
 	}
 	segment := wire.SmallerSegment(lost)
+	e := n.endsTo(to)
 	n.mu.Lock()
-	now := n.ways[addr].segment
-	news := segment > 0 && (now == 0 || segment < now) // another connection may have learned it before
+	now := n.ways[addr]
+	news := segment > 0 && (now.segment == 0 || segment < now.segment || !now.leads(e)) // another connection may have learned it before
 	if news {
-		n.ways[addr] = way{segment, time.Now().Add(narrowFor)}
+		n.ways[addr] = way{segment, time.Now().Add(narrowFor), e}
 	}
 	n.mu.Unlock()
 	if news {

@@ -67,7 +67,7 @@ func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
 		err = s.session1(ctx, conn, hello, answer)
 	}
 	conn.Close(err)
-	gate.narrow.learn(s.config.Address, conn.Segment(), err)
+	gate.narrow.learn(s.config.Address, conn.Remote(), conn.Segment(), err)
 	s.stats.wire.Add(conn.Sent() + conn.Received())
 	return partingOf(conn, established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror, false))
 }

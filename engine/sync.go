@@ -326,7 +326,7 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 	}
 	if err != nil {
 		conn.Close(err)
-		c.gate.narrow.learn(addr, conn.Segment(), err)
+		c.gate.narrow.learn(addr, conn.Remote(), conn.Segment(), err)
 		return false, sessionError(c.gate.explain(err, addr, volume, as, false), addr)
 	}
 	conn.Established()
@@ -341,6 +341,6 @@ func (c *copier) remote(ctx context.Context, addr string) (opened bool, err erro
 		opened, err = runSource(ctx, conn, c.source, p, c.Progress)
 	}
 	conn.Close(err)
-	c.gate.narrow.learn(addr, conn.Segment(), err)
+	c.gate.narrow.learn(addr, conn.Remote(), conn.Segment(), err)
 	return opened, sessionError(c.gate.explain(err, addr, volume, as, false), addr)
 }

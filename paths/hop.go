@@ -38,6 +38,7 @@ const (
 const (
 	LeftAddr  = "10.77.1.1"
 	RightAddr = "10.77.2.1"
+	Moved     = "10.77.1.2"
 )
 
 // NewHop makes one; it needs root. What is larger than mtu does not get through the middle, in either direction, and nobody
@@ -155,6 +156,16 @@ func (h *Hop) namespace(i int) string {
 // Wrap is what a command has to be started with to run at a place.
 func (h *Hop) Wrap(place int) []string {
 	return []string{"nsenter", "--net=" + h.namespace(place), "--"}
+}
+
+// Reroute has what the left end sends leave from another address of it, Moved. Connections that stand are not touched.
+func (h *Hop) Reroute(ctx context.Context) error {
+	for _, line := range []string{"ip address add " + Moved + "/24 dev out", "ip route change default via 10.77.1.254 src " + Moved} {
+		if err := h.do(ctx, Left, strings.Fields(line)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Unplug takes a place off the net: its address is gone, and nobody answers for it.

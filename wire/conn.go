@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,6 +167,9 @@ func (c *Conn) Received() int64 { return c.received.Load() }
 
 // Segment is SegmentOf the connection when it began.
 func (c *Conn) Segment() int { return c.segment }
+
+// Remote is RemoteOf the connection.
+func (c *Conn) Remote() netip.Addr { return RemoteOf(c.nc) }
 
 // RTT is the smoothed round trip, from frame to frame and so with what waits in buffers; 0: not yet
 // measured.

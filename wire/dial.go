@@ -43,10 +43,18 @@ func Dial(ctx context.Context, addr string) (net.Conn, error) { return DialSegme
 
 // DialSegment is Dial, with segments of at most so many bytes in both directions; 0: as the kernel likes.
 func DialSegment(ctx context.Context, addr string, segment int) (net.Conn, error) {
-	d := net.Dialer{}
-	if segment > 0 {
-		d.Control = func(_, _ string, c syscall.RawConn) error { return limitSegment(c, segment) }
-	}
+	return DialBy(ctx, addr, func(netip.Addr) int { return segment })
+}
+
+// DialBy is DialSegment with a size for each address, which several goroutines ask for.
+func DialBy(ctx context.Context, addr string, segmentTo func(netip.Addr) int) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, to string, c syscall.RawConn) error {
+		ap, _ := netip.ParseAddrPort(to) // or none
+		if segment := segmentTo(ap.Addr().Unmap()); segment > 0 {
+			return limitSegment(c, segment)
+		}
+		return nil
+	}}
 	d.SetMultipathTCP(false) // what Tune sets is TCP's
 	r := dialer{lookup: net.DefaultResolver.LookupNetIP, dial: d.DialContext}
 	nc, err := r.connect(ctx, addr)
@@ -67,6 +75,35 @@ func limitSegment(c syscall.RawConn, segment int) error {
 		failed = os.NewSyscallError("set TCP_MAXSEG", unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, segment))
 	})
 	return cmp.Or(err, failed)
+}
+
+// SourceOf is the address that packets to another one leave from, by the routes of now; zero: there is no way. Nothing
+// is sent.
+func SourceOf(to netip.Addr) netip.Addr {
+	const discard = 9
+	if !to.IsValid() {
+		return netip.Addr{}
+	}
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, discard)))
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	return addrOf(c.LocalAddr())
+}
+
+// RemoteOf is the address of the other end; zero: it has none.
+func RemoteOf(nc net.Conn) netip.Addr { return addrOf(nc.RemoteAddr()) }
+
+func addrOf(a net.Addr) netip.Addr {
+	if a == nil {
+		return netip.Addr{}
+	}
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
 }
 
 // dialer is what Dial needs of the system.
