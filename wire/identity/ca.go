@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -21,9 +22,11 @@ type ca struct {
 	certFile, keyFile, caFile string
 	now                       func() time.Time
 
-	mu     sync.Mutex
-	texts  [3][]byte // of the files, as tried last
-	broken string    // what is wrong with them
+	reading sync.Mutex // held while the files are read; before mu
+	texts   [3][]byte  // of the files, as tried last; under reading
+
+	mu     sync.Mutex // is never held over the disk: a status asks for what it guards
+	broken string     // what is wrong with the files
 	loaded caFiles
 }
 
@@ -31,6 +34,7 @@ type ca struct {
 type caFiles struct {
 	certificate *tls.Certificate // nil: none
 	pool        *x509.CertPool   // nil: none
+	authorities []span           // of each certificate in pool
 }
 
 func openCA(o Options) (*ca, error) {
@@ -80,14 +84,38 @@ func (c *ca) load(texts [3][]byte) (f caFiles, err error) {
 		if !f.pool.AppendCertsFromPEM(texts[2]) {
 			return f, fmt.Errorf("%w: %s holds no certificate", ErrDamaged, c.caFile)
 		}
+		f.authorities = spansOf(texts[2])
 	}
 	return f, nil
 }
 
+// spansOf tells how long each certificate in a PEM file is good; those that cannot be read are in no pool either.
+func spansOf(text []byte) (spans []span) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if certificate, err := x509.ParseCertificate(block.Bytes); err == nil && block.Type == "CERTIFICATE" {
+			spans = append(spans, span{certificate.NotBefore, certificate.NotAfter})
+		}
+	}
+	return spans
+}
+
+// authority is the one that ends next, since one that has ended may stay in the file beside its successor; where
+// all have ended, the last that did. Zero: there is none.
+func (c *ca) authority(now time.Time) (next span) {
+	for _, s := range c.files().authorities {
+		over, nextOver := !s.until.After(now), !next.until.After(now)
+		switch {
+		case next.until.IsZero(), nextOver && !over, nextOver && s.until.After(next.until), !over && s.until.Before(next.until):
+			next = s
+		}
+	}
+	return next
+}
+
 // reload takes the files where they changed. What cannot be used changes nothing and is told.
 func (c *ca) reload() (changed bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	texts, err := c.read()
 	if err == nil && slices.EqualFunc(texts[:], c.texts[:], bytes.Equal) {
 		return false // also where they are broken, which is told already
@@ -97,6 +125,8 @@ func (c *ca) reload() (changed bool) {
 		c.texts = texts
 		f, err = c.load(texts)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err != nil {
 		c.broken = "the TLS files on disk cannot be used, those in memory go on to count: " + err.Error()
 		return false

@@ -76,7 +76,49 @@ func (n *Node) Warnings() []string {
 	if text := certificate.ending("the certificate of this node", n.now()); text != "" {
 		texts = append(texts, text+": have the CA make a new one")
 	}
+	if text := n.ca.authority(n.now()).ending("the certificate of the CA in "+n.options.CA, n.now()); text != "" {
+		texts = append(texts, text+": put its successor beside it, and have new certificates made under that")
+	}
 	return texts
+}
+
+// The kinds of an End.
+const (
+	KindPeer        = "peer"        // what a peer may do, its certificate and ours
+	KindCertificate = "certificate" // ours
+	KindCA          = "ca"
+	KindKey         = "key" // the present one of our own, whose successor takes over then
+)
+
+// End is when a credential ends.
+type End struct {
+	Kind string
+	Name string    // of a peer
+	At   time.Time // zero: it has no end
+}
+
+// Ends lists all credentials that there are.
+func (n *Node) Ends() []End {
+	now := n.now()
+	own := n.view().own
+	key := End{Kind: KindKey}
+	switch i := own.current(now); {
+	case i < len(own)-1:
+		key.At = own[i+1].from
+	case n.options.Lifetime > 0:
+		key.At = own[i].from.Add(n.options.Lifetime)
+	}
+	ends := []End{key}
+	if _, certificate := n.ca.state(); !certificate.until.IsZero() {
+		ends = append(ends, End{Kind: KindCertificate, At: certificate.until})
+	}
+	if authority := n.ca.authority(now); !authority.until.IsZero() {
+		ends = append(ends, End{Kind: KindCA, At: authority.until})
+	}
+	for _, p := range n.Peers() {
+		ends = append(ends, End{KindPeer, p.Name, p.Expires})
+	}
+	return ends
 }
 
 // span is when something is good; from zero: nobody knows since when, until zero: it has no end.
