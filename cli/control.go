@@ -93,7 +93,7 @@ they get the cut when they can.`,
 			case asJSON:
 				return a.printJSON(r)
 			case wait:
-				fmt.Fprintf(a.stdout, "cut %d of %s: every mirror has it, after %s\n", r.Epoch, r.Volume, formatSeconds(r.Seconds))
+				fmt.Fprintf(a.stdout, "cut %d of %s: every mirror has it, after %s\n", r.Epoch, r.Volume, engine.FormatSeconds(r.Seconds))
 			default:
 				fmt.Fprintf(a.stdout, "cut %d of %s\n", r.Epoch, r.Volume)
 			}

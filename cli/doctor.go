@@ -109,7 +109,7 @@ func (a *app) printDoctor(r engine.DoctorReport) {
 			fmt.Fprintf(a.stdout, "%s  next: %s\n", strings.Repeat(" ", 16), f.Next)
 		}
 	}
-	fmt.Fprintf(a.stdout, "%s: %d bad, %d to look at, %d ok, in %s\n", r.Target, worst["bad"], worst["warn"], worst["ok"], formatSeconds(r.Seconds))
+	fmt.Fprintf(a.stdout, "%s: %d bad, %d to look at, %d ok, in %s\n", r.Target, worst["bad"], worst["warn"], worst["ok"], engine.FormatSeconds(r.Seconds))
 }
 
 // history is what the daemon on this machine knows of disconnects from the target in the last day; nothing where none

@@ -34,7 +34,7 @@ func printHistory(w io.Writer, h engine.History) {
 	for i, d := range h.History {
 		life := "none"
 		if d.Established {
-			life = formatSeconds(d.Seconds)
+			life = engine.FormatSeconds(d.Seconds)
 		}
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", i+1, d.Last, cmp.Or(d.Volume, "-"), d.Role, cmp.Or(d.Peer, d.Address), d.Class, life,
 			d.Tries, formatBytes(d.Sent), formatBytes(d.Received))

@@ -134,5 +134,5 @@ func formatMillis(ms float64) string {
 	case ms < 1000:
 		return fmt.Sprintf("%.0f ms", ms)
 	}
-	return formatSeconds(ms / 1000)
+	return engine.FormatSeconds(ms / 1000)
 }

@@ -87,12 +87,13 @@ func TestStatusTellsOfKeys(t *testing.T) {
 func TestStatusTellsOfAProbe(t *testing.T) {
 	m := engine.MirrorStatus{Name: "east", State: "connected", Probe: &engine.ProbeStatus{OK: true}}
 	v := engine.VolumeStatus{Name: "db", State: "ok", Role: "primary", Mirrors: []engine.MirrorStatus{m}}
-	if got := troubles(v, 0); len(got) != 0 {
+	s := engine.Status{Volumes: []engine.VolumeStatus{v}}
+	if got := s.Problems(0); len(got) != 0 {
 		t.Errorf("%q", got)
 	}
 	v.Mirrors[0].Probe = &engine.ProbeStatus{Class: "refused", Error: "connection refused", Next: "start it", At: "2026-01-01T00:00:00Z"}
-	const want = "mirror east: the next connection would fail: refused: connection refused"
-	if got := troubles(v, 0); len(got) != 1 || got[0] != want {
+	const want = "db: mirror east: the next connection would fail: refused: connection refused"
+	if got := s.Problems(0); len(got) != 1 || got[0] != want {
 		t.Errorf("%q", got)
 	}
 	var out bytes.Buffer

@@ -201,7 +201,7 @@ func (q *quickstart) firstCopy(ctx context.Context) error {
 		return err
 	}
 	q.note("shipped %s (%s of the disk), %s on the wire, in %s", formatBytes(m.ShippedBytes), percent(m.ShippedBytes, q.size),
-		formatBytes(m.WireBytes), formatSeconds(time.Since(began).Seconds()))
+		formatBytes(m.WireBytes), engine.FormatSeconds(time.Since(began).Seconds()))
 	return nil
 }
 
@@ -255,7 +255,7 @@ func (q *quickstart) live(ctx context.Context, pages []int64) error {
 	}
 	shipped := after.ShippedBytes - before.ShippedBytes
 	q.note("connected and up to date after %s: shipped %s since the kill, %s of the disk (the client wrote %s meanwhile)",
-		formatSeconds(time.Since(began).Seconds()), formatBytes(shipped), percent(shipped, q.size), formatBytes(w.written.Load()-written))
+		engine.FormatSeconds(time.Since(began).Seconds()), formatBytes(shipped), percent(shipped, q.size), formatBytes(w.written.Load()-written))
 	if err := q.watch(ctx, w, quickPhase); err != nil {
 		return err
 	}
@@ -268,7 +268,7 @@ func (q *quickstart) live(ctx context.Context, pages []int64) error {
 	if err != nil {
 		return err
 	}
-	q.note("cut %d is on the mirror's disk after %s; %s were written in all", r.Epoch, formatSeconds(r.Seconds), formatBytes(w.written.Load()))
+	q.note("cut %d is on the mirror's disk after %s; %s were written in all", r.Epoch, engine.FormatSeconds(r.Seconds), formatBytes(w.written.Load()))
 	return nil
 }
 
@@ -298,7 +298,7 @@ func (q *quickstart) watch(ctx context.Context, w *quickWriter, span time.Durati
 		}
 		line := fmt.Sprintf("   written %s", formatBytes(w.written.Load()))
 		for _, m := range v.Mirrors {
-			line += fmt.Sprintf(", mirror %s at cut %d of %d, lag %s, %s", m.State, m.CommittedEpoch, v.Epoch, formatSeconds(m.LagSeconds), formatBytes(m.LagBytes))
+			line += fmt.Sprintf(", mirror %s at cut %d of %d, lag %s, %s", m.State, m.CommittedEpoch, v.Epoch, engine.FormatSeconds(m.LagSeconds), formatBytes(m.LagBytes))
 		}
 		if terminal {
 			fmt.Fprintf(q.stdout, "\r%s\x1b[K", line)

@@ -69,7 +69,7 @@ func (a *app) repaired(volume string, o engine.RepairOptions, results []engine.R
 		if o.From == "mirror" {
 			what = "nothing to repair: no block of the primary is known to be rotten (scrub looks for them)"
 		}
-		switch compared, took := formatBytes(r.ComparedBytes), formatSeconds(r.Seconds); {
+		switch compared, took := formatBytes(r.ComparedBytes), engine.FormatSeconds(r.Seconds); {
 		case r.Nothing && o.All:
 			fmt.Fprintln(a.stdout, "nothing to repair")
 		case r.Nothing:

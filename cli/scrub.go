@@ -53,7 +53,7 @@ func (a *app) scrubbed(volume string, results []engine.ScrubResult, asJSON bool,
 			a.printLine(r)
 			continue
 		}
-		fmt.Fprintf(a.stdout, "%s, %s here: compared %s in %s, ", r.Volume, r.Role, formatBytes(r.CheckedBytes), formatSeconds(r.Seconds))
+		fmt.Fprintf(a.stdout, "%s, %s here: compared %s in %s, ", r.Volume, r.Role, formatBytes(r.CheckedBytes), engine.FormatSeconds(r.Seconds))
 		a.printExtents(r.Extents, "rot, ranges", "no rot")
 		if len(r.Healed) > 0 {
 			fmt.Fprint(a.stdout, "  ")

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -132,84 +131,18 @@ func (a *app) watchStatus(ctx context.Context, control, volume string) error {
 
 // checkStatus prints one line.
 func (a *app) checkStatus(s engine.Status, maxLag time.Duration) error {
-	var all []string
-	for _, warning := range s.Node.Warnings {
-		all = append(all, "keys: "+warning)
+	if all := s.Problems(maxLag); len(all) > 0 {
+		fmt.Fprintln(a.stdout, strings.Join(all, "; "))
+		return &attentionError{exitState}
 	}
 	worst, mirrors := 0.0, 0
 	for _, v := range s.Volumes {
-		for _, t := range troubles(v, maxLag) {
-			all = append(all, v.Name+": "+t)
-		}
 		for _, m := range v.Mirrors {
 			mirrors, worst = mirrors+1, max(worst, m.LagSeconds)
 		}
 	}
-	if len(all) > 0 {
-		fmt.Fprintln(a.stdout, strings.Join(all, "; "))
-		return &attentionError{exitState}
-	}
-	fmt.Fprintf(a.stdout, "ok: %d volumes, %d mirrors, lag at most %s\n", len(s.Volumes), mirrors, formatSeconds(worst))
+	fmt.Fprintf(a.stdout, "ok: %d volumes, %d mirrors, lag at most %s\n", len(s.Volumes), mirrors, engine.FormatSeconds(worst))
 	return nil
-}
-
-// troubles are what a person should look at. maxLag 0: the volume's own.
-func troubles(v engine.VolumeStatus, maxLag time.Duration) []string {
-	var all []string
-	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
-	because := func(why string) string {
-		if why == "" {
-			return ""
-		}
-		return ": " + why
-	}
-	switch {
-	case v.ReadOnly != nil:
-		add("read-only%s", because(v.ReadOnly.Reason))
-	case v.State != "ok":
-		add("%s%s", v.State, because(v.Error))
-	}
-	if len(v.Rot) > 0 {
-		add("rot: %d blocks of its disk are not what was written, the first is %d", len(v.Rot), v.Rot[0])
-	}
-	if v.Unproven {
-		add("unproven: the disk is still compared with its index")
-	}
-	limit := firstDuration(maxLag, time.Duration(v.MaxLag*float64(time.Second)), engine.DefaultMaxLag).Seconds()
-	for _, m := range v.Mirrors {
-		switch {
-		case m.ReadOnly != nil:
-			add("mirror %s is read-only%s", cmp.Or(m.Name, m.Node), because(m.ReadOnly.Reason))
-		case m.State != "connected" && m.State != "catching-up":
-			add("mirror %s is %s%s", cmp.Or(m.Name, m.Node), m.State, because(m.Reason))
-		case m.LagSeconds > limit:
-			add("mirror %s lags by %s", cmp.Or(m.Name, m.Node), formatSeconds(m.LagSeconds))
-		}
-		if p := m.Probe; p != nil && !p.OK {
-			add("mirror %s: the next connection would fail: %s: %s", cmp.Or(m.Name, m.Node), p.Class, p.Error)
-		}
-		if m.Holes > 0 {
-			add("mirror %s has %d holes", cmp.Or(m.Name, m.Node), m.Holes)
-		}
-	}
-	if v.Role == "mirror" {
-		switch p := v.Primary; {
-		case p == nil:
-			add("no primary has come yet")
-		case p.State != "connected" && p.State != "catching-up":
-			add("its primary %s is %s%s", p.Node, p.State, because(p.Reason))
-		}
-	}
-	return all
-}
-
-func firstDuration(values ...time.Duration) time.Duration {
-	for _, v := range values {
-		if v > 0 {
-			return v
-		}
-	}
-	return 0
 }
 
 // attentionError makes the exit code of --check, probe and doctor; what is wrong is printed already.

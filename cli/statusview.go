@@ -116,7 +116,7 @@ func printPeers(w io.Writer, told []string, volume, what string, peers []engine.
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "  %s\tSTATE\tLAG\tBYTES\tCOMMITTED\tNEEDS\tSTAGED\tSHIPPED\tON THE WIRE\tADDRESS\n", what)
 	for _, m := range peers {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, m.Node), m.State, formatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, m.Node), m.State, engine.FormatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
 			m.CommittedEpoch, formatBytes(m.NeedsBytes), formatBytes(m.StagedBytes), formatBytes(m.ShippedBytes), formatBytes(m.WireBytes), m.Address)
 	}
 	t.Flush()
@@ -188,7 +188,7 @@ func ago(at string, now time.Time) string {
 
 func printSession(w io.Writer, v engine.VolumeStatus, c engine.SessionStatus) {
 	fmt.Fprintf(w, "\n%s: %s of a sync with %s for %s: %s of %s, shipped %s, skipped %s, zero %s, on the wire %s",
-		v.Name, c.Role, c.Peer, formatSeconds(c.Seconds), formatBytes(c.ScannedBytes), formatBytes(v.Size),
+		v.Name, c.Role, c.Peer, engine.FormatSeconds(c.Seconds), formatBytes(c.ScannedBytes), formatBytes(v.Size),
 		formatBytes(c.ShippedBytes), formatBytes(c.SkippedBytes), formatBytes(c.ZeroBytes), formatBytes(c.WireBytes))
 	if c.RetriedBlocks > 0 {
 		fmt.Fprintf(w, ", %d blocks sent again", c.RetriedBlocks)

@@ -135,7 +135,7 @@ func (a *app) printSummary(r engine.Report) {
 	if r.DryRun {
 		verb, shipped = "compared", "would ship"
 	}
-	fmt.Fprintf(a.stdout, "%s %s in %s", verb, formatBytes(r.Size), formatSeconds(r.Seconds))
+	fmt.Fprintf(a.stdout, "%s %s in %s", verb, formatBytes(r.Size), engine.FormatSeconds(r.Seconds))
 	if r.Seconds > 0 {
 		fmt.Fprintf(a.stdout, " (%s/s)", formatBytes(int64(float64(r.ScannedBytes)/r.Seconds)))
 	}
@@ -169,14 +169,4 @@ func interruptedSync(o engine.SyncOptions, p *engine.Progress) error {
 		}
 	}
 	return e
-}
-
-func formatSeconds(s float64) string {
-	switch {
-	case s < 1:
-		return fmt.Sprintf("%.2f s", s)
-	case s < 60:
-		return fmt.Sprintf("%.1f s", s)
-	}
-	return (time.Duration(s) * time.Second).String()
 }

@@ -53,7 +53,7 @@ func (a *app) verified(volume string, results []engine.VerifyResult, asJSON bool
 			a.printLine(r)
 			continue
 		}
-		fmt.Fprintf(a.stdout, "%s at %s: compared %s in %s, ", r.Volume, r.Mirror, formatBytes(r.CheckedBytes), formatSeconds(r.Seconds))
+		fmt.Fprintf(a.stdout, "%s at %s: compared %s in %s, ", r.Volume, r.Mirror, formatBytes(r.CheckedBytes), engine.FormatSeconds(r.Seconds))
 		a.printExtents(r.Extents, "ranges that differ", "no difference")
 		if len(r.Rot) > 0 {
 			fmt.Fprint(a.stdout, "  ")
