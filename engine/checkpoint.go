@@ -90,7 +90,7 @@ func (p *primary) checkpoint(edit func(*journal.VolumeFacts)) error {
 		return err
 	}
 	p.facts.mu.Lock()
-	defer p.facts.mu.Unlock()
+	defer p.facts.unlock()
 	proven := p.compare != nil && p.compare.finished()
 	var sets []journal.NamedSet
 	for _, n := range p.tracker.Snapshot() {

@@ -316,7 +316,7 @@ func (p *primary) fail(op string, err error) {
 
 // fill tells the state of the volume.
 func (p *primary) fill(v *VolumeStatus) {
-	f := p.facts.get()
+	f := p.facts.told()
 	v.Role, v.State, v.Error = "primary", "ok", ""
 	v.Size, v.UUID, v.BlockSize = p.size, hex.EncodeToString(f.UUID[:]), int(f.BlockSize)
 	v.Generation = hex.EncodeToString(f.Generation.ID[:])

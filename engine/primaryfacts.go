@@ -4,17 +4,43 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/blkmirror/blkmirror/journal"
 )
 
 // facts are the live facts of a primary's volume and the journal that keeps them. One lock orders what is
-// written: a record holds all facts, so a later one must never carry an older value.
+// written: a record holds all facts, so a later one must never carry an older value. It is held while they become
+// durable, which a disk that hangs keeps from ending: who only tells of them reads told.
 type facts struct {
 	mu   sync.Mutex
 	now  journal.VolumeFacts
 	log  *journal.VolumeLog
 	here map[string]bool // mirrors that attached in this process, with what they need in their sets
+
+	shown atomic.Pointer[journal.VolumeFacts] // as they were when mu was last let go of; never changed
+}
+
+// unlock lets go of mu, and has what changed meanwhile told.
+func (f *facts) unlock() {
+	f.shown.Store(f.copyLocked())
+	f.mu.Unlock()
+}
+
+func (f *facts) copyLocked() *journal.VolumeFacts {
+	c := f.now
+	c.Mirrors = slices.Clone(c.Mirrors)
+	return &c
+}
+
+// told are the facts for a status. It waits for nobody: what is just becoming durable is not in it yet.
+func (f *facts) told() journal.VolumeFacts { return *f.shown.Load() }
+
+// open takes up what the journal had.
+func (f *facts) open(now journal.VolumeFacts, log *journal.VolumeLog) {
+	f.mu.Lock()
+	defer f.unlock()
+	f.now, f.log = now, log
 }
 
 // errJournalLow stops cuts while the journal has only its reserve left, which is for marks.
@@ -24,7 +50,7 @@ var errJournalLow = errors.New("the journal has only its reserved room left")
 // used again, whatever happens, and the journal knows that this mirror may hold it.
 func (f *facts) number(mirror string) (uint64, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.unlock()
 	if f.log.Low() {
 		return 0, errJournalLow
 	}
@@ -36,7 +62,7 @@ func (f *facts) number(mirror string) (uint64, error) {
 // seen raises the counter above a number that a mirror has shown.
 func (f *facts) seen(number uint64) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.unlock()
 	f.now.Cut = max(f.now.Cut, number)
 }
 
@@ -45,7 +71,7 @@ func (f *facts) seen(number uint64) {
 // an older cut.
 func (f *facts) committed(mirror string, number uint64, bulk bool) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.unlock()
 	m := f.mirror(mirror)
 	m.Committed, m.Bulk = number, bulk
 	_, err := f.log.AppendFacts(f.now)
@@ -59,7 +85,7 @@ func (f *facts) committed(mirror string, number uint64, bulk bool) error {
 // (see covered).
 func (f *facts) attached(mirror string, node [32]byte, committed, sent uint64, bulk, anew bool) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.unlock()
 	m := f.mirror(mirror)
 	before := *m
 	if f.here == nil {
@@ -115,7 +141,7 @@ func (f *facts) forget(keep func(name string) bool) error {
 // change edits the facts and makes them durable.
 func (f *facts) change(edit func(*journal.VolumeFacts)) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.unlock()
 	edit(&f.now)
 	return f.log.SetFacts(f.now)
 }
@@ -124,9 +150,7 @@ func (f *facts) change(edit func(*journal.VolumeFacts)) error {
 func (f *facts) get() journal.VolumeFacts {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c := f.now
-	c.Mirrors = slices.Clone(c.Mirrors)
-	return c
+	return *f.copyLocked()
 }
 
 // of is what is remembered of one mirror.

@@ -97,7 +97,7 @@ func (p *primary) recover(d primaryDeps, state *journal.VolumeState) error {
 	if state.Found {
 		suspicion = foreignWrites(&f, blob, boot, d.config.OnReboot == "trust")
 	}
-	p.facts.now, p.facts.log = f, p.journal
+	p.facts.open(f, p.journal)
 	p.tracker = track.NewTrackerOf(pagesOf(p.size), p.pagesOfRegion(), marker{p}, d.now)
 	if err := p.openIndex(d); err != nil {
 		return err
