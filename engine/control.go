@@ -34,7 +34,8 @@ import (
 // an interface: only ever added to.
 type Status struct {
 	Node    NodeStatus     `json:"node"`
-	Listen  string         `json:"listen"` // as bound: with the port that was chosen for :0
+	Listen  string         `json:"listen"`         // as bound: with the port that was chosen for :0
+	HTTP    string         `json:"http,omitempty"` // likewise, of the metrics
 	Volumes []VolumeStatus `json:"volumes"`
 }
 
@@ -62,7 +63,7 @@ type VolumeStatus struct {
 	Name     string          `json:"name"`
 	Device   string          `json:"device"`
 	Size     int64           `json:"size"`
-	Role     string          `json:"role"`  // "primary", "mirror"; else of the syncs under way: "idle", "source", "target"
+	Role     string          `json:"role"`  // "primary", "mirror"; else of the syncs under way: "idle", "source", "target"; "unknown": it does not answer
 	State    string          `json:"state"` // "ok", "missing", "failed"; live ones also "comparing", "inconsistent", "read-only", "paused"
 	Error    string          `json:"error,omitempty"`
 	Next     string          `json:"next,omitempty"` // what a person can do about Error
@@ -84,6 +85,7 @@ type VolumeStatus struct {
 
 	// What a scrub has found on a primary's own disk.
 	Rot        []int64         `json:"rot,omitempty"`        // numbers of blocks; the first ones, where there are many
+	RotBlocks  int64           `json:"rot_blocks,omitempty"` // how many there are
 	Mismatches *MismatchCounts `json:"mismatches,omitempty"` // that concern no mirror
 
 	// Counts of a primary's export since it opened.

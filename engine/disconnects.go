@@ -82,7 +82,7 @@ type disconnects struct {
 
 	mu      sync.Mutex
 	history []Disconnect // oldest first
-	counts  [len(wire.Classes)]int64
+	counts  map[seat]*classCounts
 
 	unsaved chan struct{} // one token: the file is behind
 	stop    chan struct{}
@@ -90,7 +90,19 @@ type disconnects struct {
 }
 
 func newDisconnects(log func(string), now func() time.Time) *disconnects {
-	return &disconnects{log: log, now: now, unsaved: make(chan struct{}, 1), stop: make(chan struct{})}
+	return &disconnects{log: log, now: now, counts: map[seat]*classCounts{}, unsaved: make(chan struct{}, 1), stop: make(chan struct{})}
+}
+
+// classCounts are numbers of disconnects, in the order of wire.Classes.
+type classCounts [len(wire.Classes)]int64
+
+// seat is whom an entry is counted for. Of those that a primary has not dialled itself only the volume counts: what
+// a peer calls itself must not make as many counters as it likes.
+func (e *Disconnect) seat() seat {
+	if e.Role == "primary" {
+		return seat{e.Volume, e.Peer}
+	}
+	return seat{volume: e.Volume}
 }
 
 // add takes a disconnect in: role, volume, peer and address are set in about. What fails for the same reason as
@@ -127,7 +139,12 @@ func (d *disconnects) enter(e *Disconnect, brief bool, at time.Time) (anew bool)
 		}
 	}
 	d.history = append(d.history[max(0, len(d.history)+1-maxHistory):], *e)
-	d.counts[slices.Index(wire.Classes[:], wire.Class(e.Class))]++
+	counts := d.counts[e.seat()]
+	if counts == nil {
+		counts = new(classCounts)
+		d.counts[e.seat()] = counts
+	}
+	counts[slices.Index(wire.Classes[:], wire.Class(e.Class))]++
 	return true
 }
 
@@ -253,7 +270,21 @@ func (d *disconnects) count() map[string]int64 {
 	defer d.mu.Unlock()
 	counts := map[string]int64{}
 	for i, class := range wire.Classes {
-		counts[string(class)] = d.counts[i]
+		counts[string(class)] = 0
+		for _, c := range d.counts {
+			counts[string(class)] += c[i]
+		}
+	}
+	return counts
+}
+
+// countBySeat is the same for each of whom there were any.
+func (d *disconnects) countBySeat() map[seat]classCounts {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	counts := map[seat]classCounts{}
+	for at, c := range d.counts {
+		counts[at] = *c
 	}
 	return counts
 }

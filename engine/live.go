@@ -128,6 +128,8 @@ type ReadOnlyCause struct {
 	Class  string  `json:"class"`
 	Blocks []int64 `json:"blocks"` // their numbers; the first ones, where there are many
 	Since  string  `json:"since"`  // RFC 3339
+
+	Quarantined int64 `json:"quarantined_blocks"` // how many there are
 }
 
 // VerifyOptions say what is compared.

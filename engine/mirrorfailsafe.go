@@ -93,24 +93,23 @@ func readOnlyCause(ro *journal.ReadOnly, quarantine []blockdev.Extent, blockSize
 		return nil
 	}
 	c := &ReadOnlyCause{Reason: ro.Reason, Class: ro.Class.String(), Blocks: []int64{}, Since: time.Unix(ro.Since, 0).UTC().Format(time.RFC3339)}
-	c.Blocks = blockNumbers(quarantine, blockSize)
+	c.Blocks, c.Quarantined = blockNumbers(quarantine, blockSize)
 	return c
 }
 
-// blockNumbers are those of the first blocks that extents touch.
-func blockNumbers(extents []blockdev.Extent, blockSize int64) []int64 {
-	numbers := []int64{}
+// blockNumbers are those of the first blocks that extents, in ascending order, touch; all is how many they touch.
+func blockNumbers(extents []blockdev.Extent, blockSize int64) (numbers []int64, all int64) {
+	numbers = []int64{}
+	last := int64(-1)
 	for _, e := range extents {
-		for b := e.Offset / blockSize; b <= (e.End()-1)/blockSize; b++ {
-			if len(numbers) == maxBlocksTold {
-				return numbers
-			}
-			if n := len(numbers); n == 0 || numbers[n-1] != b {
-				numbers = append(numbers, b)
-			}
+		first := max(e.Offset/blockSize, last+1) // two extents may touch one block
+		last = max(last, (e.End()-1)/blockSize)
+		all += max(0, last+1-first)
+		for b := first; b <= last && len(numbers) < maxBlocksTold; b++ {
+			numbers = append(numbers, b)
 		}
 	}
-	return numbers
+	return numbers, all
 }
 
 // treeBlocks is how many blocks one hash of a tree covers: as many as an index page has.

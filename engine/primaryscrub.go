@@ -194,17 +194,16 @@ const nextRot = "check the disk (smartctl), then take what was written from a mi
 
 // fillRot tells what is known of it.
 func (p *primary) fillRot(v *VolumeStatus) {
-	for _, b := range p.scrubs.rotten() {
-		if len(v.Rot) == maxBlocksTold {
-			break
-		}
+	rotten := p.scrubs.rotten()
+	v.RotBlocks = int64(len(rotten))
+	for _, b := range rotten[:min(len(rotten), maxBlocksTold)] {
 		v.Rot = append(v.Rot, int64(b))
 	}
 	if n := p.sourceErrors.Load(); n > 0 {
 		v.Mismatches = &MismatchCounts{Source: n}
 	}
 	if len(v.Rot) > 0 && v.Error == "" {
-		v.Error, v.Next = fmt.Sprintf("rot: %d blocks are not what was written, the first is %d", len(v.Rot), v.Rot[0]), nextRot
+		v.Error, v.Next = fmt.Sprintf("rot: %d blocks are not what was written, the first is %d", v.RotBlocks, v.Rot[0]), nextRot
 	}
 }
 

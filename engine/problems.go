@@ -32,7 +32,7 @@ func (v *VolumeStatus) problems(maxLag time.Duration) []string {
 		add("%s%s", v.State, because(v.Error))
 	}
 	if len(v.Rot) > 0 {
-		add("rot: %d blocks of its disk are not what was written, the first is %d", len(v.Rot), v.Rot[0])
+		add("rot: %d blocks of its disk are not what was written, the first is %d", v.RotBlocks, v.Rot[0])
 	}
 	if v.Unproven {
 		add("unproven: the disk is still compared with its index")

@@ -68,7 +68,7 @@ func (s *shipper) connect(ctx context.Context, limit time.Duration) parting {
 	}
 	conn.Close(err)
 	gate.narrow.learn(s.config.Address, conn.Remote(), conn.Segment(), err)
-	s.stats.wire.Add(conn.Sent() + conn.Received())
+	s.carried(conn)
 	return partingOf(conn, established, gate.explain(err, s.config.Address, s.p.name, identity.AsMirror, false))
 }
 
@@ -201,6 +201,7 @@ func (s *shipper) run(session *shipSession) error {
 func (s *shipper) attached(session *shipSession, hello *wire.Hello, a *wire.Attached) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.carrying = session.conn
 	s.p.facts.seen(max(a.LastCut, a.InPlace, a.StagedNumber))
 	s.node = hello.Name
 	v := s.core.Attached(a, s.replace)
@@ -318,6 +319,15 @@ func (s *shipper) lost() {
 	s.notifyLocked()
 	s.mu.Unlock()
 	s.poke()
+}
+
+// carried counts what went over a connection that is closed. In one step, so that the sum never goes back: who
+// watches a counter would take that for a new process.
+func (s *shipper) carried(conn Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.wire.Add(conn.Sent() + conn.Received())
+	s.carrying = nil
 }
 
 // runsOf turns extents of whole records into runs of pages.

@@ -48,6 +48,7 @@ type shipper struct {
 	refused  []wire.Extent     // the mirror had no room for it; todo again with the give-up that follows
 	voids    *blockdev.PageSet // of the next Rebase
 	session  *shipSession      // nil: not connected
+	carrying Conn              // the same connection, until it is closed and counted in stats.wire; nil: none
 	offers   map[uint64]claim
 	offerSeq uint64
 	doubtAt  uint64 // where the next offer begins
@@ -383,9 +384,11 @@ func (s *shipper) status() MirrorStatus {
 		CapturedBytes: s.bytes(counts.Captured), RoomMissing: st.Missing, LastDisconnect: s.last, Probe: s.probedLocked(),
 		ReadOnly:   s.readOnlyLocked(),
 		Mismatches: MismatchCounts{Wire: s.mismatches.wire, Source: s.mismatches.source, Mirror: s.mismatches.mirror}}
+	if s.carrying != nil {
+		m.WireBytes += s.carrying.Sent() + s.carrying.Received()
+	}
 	if s.session != nil {
 		m.RTTMillis = float64(s.session.conn.RTT().Microseconds()) / 1000
-		m.WireBytes += s.session.conn.Sent() + s.session.conn.Received()
 		m.Flow = s.flowStatus(s.session.flow)
 	}
 	m.State = s.state(st, lag)

@@ -140,7 +140,7 @@ func (s *SteppedShipper) Lost(cause error) {
 	session.conn.Close(err)
 	s.session = nil
 	s.s.lost()
-	s.s.stats.wire.Add(session.conn.Sent() + session.conn.Received())
+	s.s.carried(session.conn)
 	s.s.disconnected(partingOf(session.conn, true, session.verdict(err)))
 }
 
