@@ -59,27 +59,15 @@ func (s *server) controlRequests() http.Handler {
 }
 
 func (s *server) answerStatus(w http.ResponseWriter, r *http.Request) {
-	st := Status{
-		Node:    s.nodeStatus(),
-		Listen:  s.listener.Addr().String(),
-		Volumes: []VolumeStatus{},
-	}
-	if s.Identity != nil {
-		st.Node.Key, st.Node.Warnings = s.Identity.ID().String(), s.gate.warnings()
-	}
 	only := r.FormValue("volume")
-	if only != "" && s.volumes[only] == nil {
+	switch {
+	case only == "":
+		answerJSON(w, s.look(s.names), nil)
+	case s.volumes[only] == nil:
 		answerJSON(w, nil, noVolume("show volume", only))
-		return
+	default:
+		answerJSON(w, s.look([]string{only}), nil)
 	}
-	for _, name := range s.names {
-		if only == "" || only == name {
-			v := s.volumes[name].status()
-			s.gate.describe(&v)
-			st.Volumes = append(st.Volumes, v)
-		}
-	}
-	answerJSON(w, st, nil)
 }
 
 func (s *server) nodeStatus() NodeStatus {

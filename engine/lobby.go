@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -273,6 +274,12 @@ type murmur struct {
 	mu      sync.Mutex
 	next    time.Time
 	skipped int
+}
+
+// Write says the line that a log.Logger has made.
+func (m *murmur) Write(line []byte) (int, error) {
+	m.say(strings.TrimSpace(string(line)))
+	return len(line), nil
 }
 
 func (m *murmur) say(text string) {

@@ -23,6 +23,7 @@ type ServerOptions struct {
 	StateDir string
 	Listen   string // HOST:PORT; with Insecure loopback only
 	Control  string // path of the control socket; empty: control.sock in StateDir
+	HTTP     string // HOST:PORT for metrics and health, where an empty host is all addresses; empty: none
 	Volumes  map[string]VolumeConfig
 	Identity *identity.Node // who this node is and whom it trusts; nil with Insecure
 	Insecure bool           // plain TCP without identities, on loopback only
@@ -60,6 +61,8 @@ type server struct {
 	gate                 *gate
 	lobby                lobby
 	strangers, untrusted murmur
+	web                  *web        // nil: no metrics
+	strange              murmur      // what goes wrong with those who ask for them
 	probes               murmur      // that did not end well
 	loaded               atomic.Bool // a load test is under way
 }
@@ -95,8 +98,16 @@ func Serve(ctx context.Context, o ServerOptions) error {
 		return &Error{Kind: KindNetwork, Op: "listen on", On: o.Listen, Err: err, Next: "choose another address or port, or end what uses it"}
 	}
 	close(s.listening)
+	if s.web, err = s.listenWeb(); err != nil {
+		s.listener.Close()
+		s.stopLive()
+		return err
+	}
 	control, err := s.listenControl()
 	if err != nil {
+		if s.web != nil {
+			s.web.listener.Close()
+		}
 		s.listener.Close()
 		s.stopLive()
 		return err
@@ -148,6 +159,9 @@ func (s *server) check() error {
 			return err
 		}
 	}
+	if _, _, err := net.SplitHostPort(s.HTTP); s.HTTP != "" && err != nil {
+		return &Error{Kind: KindUsage, Op: "serve metrics on", On: s.HTTP, Err: errors.New("is not HOST:PORT"), Next: "give an address such as 127.0.0.1:9117"}
+	}
 	if len(s.Volumes) == 0 {
 		return &Error{Kind: KindUsage, Op: "serve", On: "no volume", Err: errors.New("nothing is offered"), Next: "name at least one --volume NAME=PATH"}
 	}
@@ -189,6 +203,9 @@ func (s *server) serve(ctx context.Context, control *controlSocket) error {
 	s.log(fmt.Sprintf("ready: %d volume(s) on %s, control socket %s", len(s.names), s.listener.Addr(), s.Control))
 
 	s.conns.Go(func() { s.routineReload(ctx) })
+	if s.web != nil {
+		s.conns.Go(func() { s.routineWeb(ctx) })
+	}
 	for _, name := range s.names {
 		s.conns.Go(func() { s.routineKnock(ctx, s.volumes[name]) })
 	}

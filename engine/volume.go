@@ -16,6 +16,7 @@ import (
 type volume struct {
 	name, path string
 	config     VolumeConfig
+	inquiry    inquiry
 
 	mu       sync.Mutex
 	sessions []*liveSession

@@ -52,7 +52,7 @@ func TestEnds(t *testing.T) {
 	clock.pass(41 * days) // the next one is made
 	rolling.Tick()
 	want(rolling, "key 20") // peers have a third of the lifetime to learn of it
-	clock.pass(20 * days) // nobody ticks: it is current all the same
+	clock.pass(20 * days)   // nobody ticks: it is current all the same
 	want(rolling, "key 60")
 
 	authority := newAuthority(t, clock) // ends in 1000 days
