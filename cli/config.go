@@ -17,10 +17,11 @@ import (
 
 // config is the file of `serve`: the same words as its flags.
 type config struct {
-	state, listen, control string
-	insecure               bool
-	keys                   identity.Options
-	volumes                map[string]engine.VolumeConfig
+	state, listen, control, http string
+
+	insecure bool
+	keys     identity.Options
+	volumes  map[string]engine.VolumeConfig
 }
 
 // loadConfig reads the file and refuses what it does not know: a word with a typo in it would otherwise
@@ -65,6 +66,8 @@ func (r *configReader) read() error {
 			r.config.listen, ok = value.(string)
 		case "control":
 			r.config.control, ok = value.(string)
+		case "http":
+			r.config.http, ok = value.(string)
 		case "insecure":
 			if r.config.insecure, ok = value.(bool); !ok {
 				return r.fail("must be true or false", key)

@@ -33,6 +33,7 @@ func TestConfigErrorsNameLineAndKey(t *testing.T) {
 		{"unknown key in a volume", volume("size = 5"), `line 3: unknown key "volume.a.size"`},
 		{"unknown table", "[volumes]\na = 'p'\n", `line 1: unknown key "volumes"`},
 		{"state is a number", "\nstate = 5\n", "line 2: state: must be a text"},
+		{"http is a number", "\nhttp = 9117\n", "line 2: http: must be a text"},
 		{"insecure is a text", "state = 's'\ninsecure = 'yes'\n", "line 2: insecure: must be true or false"},
 		{"volume is no table", "volume = 'x'\n", "line 1: volume: must be tables [volume.NAME]"},
 		{"a volume is no table", "[volume]\na = 'x'\n", "line 2: volume.a: must be a table"},
@@ -101,6 +102,7 @@ func TestConfigHoldsAllThereIs(t *testing.T) {
 state = 's'
 listen = 'l'
 control = 'c'
+http = ':9117'
 insecure = true
 [volume.all]
 path = 'p'
@@ -140,7 +142,7 @@ path = 'r'
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{state: "s", listen: "l", control: "c", insecure: true, volumes: map[string]engine.VolumeConfig{
+	want := config{state: "s", listen: "l", control: "c", http: ":9117", insecure: true, volumes: map[string]engine.VolumeConfig{
 		"all": {Path: "p", Role: "primary", Export: "unix:/run/x", Interval: 10 * time.Millisecond, MaxLag: 5 * time.Minute, BlockSize: 128 << 10,
 			OnStagingFull: "bulk", OnReboot: "trust", StagingLimit: 10 << 30, VerifyWrites: "readback", OnMismatch: "freeze", Scrub: 24 * time.Hour,
 			Rate: engine.Rates{{From: 22 * 60, To: 6*60 + 30, Limit: 100 << 20}}, Congestion: "bbr",
@@ -221,6 +223,7 @@ func TestFlagsOverrideConfig(t *testing.T) {
 	path := writeConfig(t, `
 state='s'
 listen='l'
+http='h'
 insecure=false
 [volume.a]
 path='p'
@@ -239,9 +242,13 @@ address='127.0.0.1:1'
 	b.Interval, b.MaxLag = 5*time.Second, 2*time.Minute
 	b.Mirrors = []engine.MirrorConfig{{Name: "127.0.0.1:2", Address: "127.0.0.1:2"}, {Name: "127.0.0.1:3", Address: "127.0.0.1:3"}}
 	b.Rate = engine.Rates{{Limit: 2 << 20}, {From: 22 * 60, To: 6 * 60, Limit: 3 << 20}}
-	want := engine.ServerOptions{StateDir: "s", Listen: "m", Insecure: true, Volumes: map[string]engine.VolumeConfig{"a": a, "b": b, "c": c}}
+	want := engine.ServerOptions{StateDir: "s", Listen: "m", HTTP: "h", Insecure: true, Volumes: map[string]engine.VolumeConfig{"a": a, "b": b, "c": c}}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(engine.ServerOptions{})); err != nil || diff != "" {
 		t.Error(err, diff)
+	}
+	f.http = "g"
+	if o, _, err := f.options(); err != nil || o.HTTP != "g" {
+		t.Errorf("--http: %q, %v", o.HTTP, err)
 	}
 	f.insecureSet = false
 	if o, _, err := f.options(); err != nil || o.Insecure {

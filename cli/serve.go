@@ -20,10 +20,10 @@ import (
 const defaultListen = "127.0.0.1:7417"
 
 type serveFlags struct {
-	config, state, listen, control string
-	volumes                        []said
-	keys                           saidOfKeys
-	insecure, insecureSet, quiet   bool
+	config, state, listen, control, http string
+	volumes                              []said
+	keys                                 saidOfKeys
+	insecure, insecureSet, quiet         bool
 }
 
 func (a *app) serveCommand() *cli.Command {
@@ -43,6 +43,7 @@ override it, and SIGHUP reads it again:
   state    = "/var/lib/blkmirror"
   listen   = "127.0.0.1:7417"
   control  = "/run/blkmirror.sock"
+  http     = "127.0.0.1:9117"      # metrics for Prometheus, and /healthz; left away: none
   key_lifetime = "60d"             # and key_grace, tls_cert, tls_key, tls_ca
 
   [volume.db]
@@ -72,6 +73,8 @@ blkmirror serve --config /etc/blkmirror.toml`,
 			&cli.StringFlag{Name: "listen", Destination: &f.listen,
 				Usage: "take connections at `HOST:PORT` (default " + defaultListen + "; port 0: any free one)"},
 			&cli.StringFlag{Name: "control", Destination: &f.control, Usage: controlUsage},
+			&cli.StringFlag{Name: "http", Destination: &f.http,
+				Usage: "serve metrics for Prometheus, and /healthz, at `HOST:PORT`, to whoever asks (:PORT: on all addresses)", DefaultText: "not at all"},
 			&cli.BoolFlag{Name: "insecure", Destination: &f.insecure, Usage: "plain TCP without keys, on loopback only; for both sides"},
 			&cli.BoolFlag{Name: "quiet", Destination: &f.quiet, Usage: "no log"},
 		}, keyFlags(&f.keys, ""), volumeFlags(&f.volumes)),
@@ -142,8 +145,8 @@ func (f *serveFlags) routineReload(ctx context.Context, now engine.ServerOptions
 			continue
 		}
 		now.Log("SIGHUP: read " + f.config + " again")
-		if o.Listen != now.Listen || o.StateDir != now.StateDir || o.Control != now.Control || o.Insecure != now.Insecure || !sameKeys(keys, nowKeys) {
-			now.Log("SIGHUP: listen, state, control, insecure and what is said of keys change only with a new start; keys and certificates themselves are read again all the time")
+		if o.Listen != now.Listen || o.StateDir != now.StateDir || o.Control != now.Control || o.HTTP != now.HTTP || o.Insecure != now.Insecure || !sameKeys(keys, nowKeys) {
+			now.Log("SIGHUP: listen, state, control, http, insecure and what is said of keys change only with a new start; keys and certificates themselves are read again all the time")
 		}
 		select {
 		case <-reload: // is out of date
@@ -171,6 +174,7 @@ func (f *serveFlags) options() (o engine.ServerOptions, keys identity.Options, e
 	}
 	o.Listen = firstOf(f.listen, c.listen, defaultListen)
 	o.Control = firstOf(f.control, c.control)
+	o.HTTP = firstOf(f.http, c.http)
 	o.Insecure = c.insecure
 	if f.insecureSet {
 		o.Insecure = f.insecure
