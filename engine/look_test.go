@@ -1,6 +1,9 @@
 package engine
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -74,23 +77,29 @@ func TestLateAnswerCounts(t *testing.T) {
 	}
 }
 
-// TestFactsAreToldWhileTheyBecomeDurable: somebody holds their lock for as long as a disk hangs.
-func TestFactsAreToldWhileTheyBecomeDurable(t *testing.T) {
-	p := newLivePair(t, 0, nil)
-	told := make(chan VolumeStatus, 1)
-	p.primary.stop()
-	ctx := t.Context()
-	s := &server{ServerOptions: ServerOptions{StateDir: p.primary.state, Insecure: true, Log: p.primary.log}, id: "id"}
+// openedPrimary is a primary without a node around it. Its mirror is never reached.
+func openedPrimary(t *testing.T) (*volume, *primary) {
+	t.Helper()
+	dir := t.TempDir()
+	s := &server{ServerOptions: ServerOptions{StateDir: dir, Insecure: true, Log: func(text string) { t.Log(text) }}, id: "id"}
 	s.gate, s.disconnects, s.listening = newGate(nil, "", s.log), newDisconnects(s.log, time.Now), make(chan struct{})
-	v := &volume{name: "v", path: p.primary.volume.Path, config: p.primary.volume}
-	if s.openLive(ctx, v); v.getLive() == nil {
-		t.Fatal("no volume")
+	v := &volume{name: "v", path: filepath.Join(dir, "image"), config: VolumeConfig{Path: filepath.Join(dir, "image"), Mirrors: []MirrorConfig{{"east", "127.0.0.1:1"}}}}
+	if err := os.WriteFile(v.path, make([]byte, mib), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	defer v.getLive().stop(ctx)
+	s.openLive(t.Context(), v)
 	live, ok := v.getLive().(*primary)
 	if !ok {
 		t.Fatalf("%+v", v.status())
 	}
+	t.Cleanup(func() { live.stop(context.Background()) })
+	return v, live
+}
+
+// TestFactsAreToldWhileTheyBecomeDurable: somebody holds their lock for as long as a disk hangs.
+func TestFactsAreToldWhileTheyBecomeDurable(t *testing.T) {
+	v, live := openedPrimary(t)
+	told := make(chan VolumeStatus, 1)
 	live.facts.mu.Lock()
 	defer live.facts.mu.Unlock()
 	go func() { told <- v.status() }()
@@ -175,4 +184,35 @@ func TestStatusOfAHangingDevice(t *testing.T) {
 	}
 	p.settle()
 	p.equal(0)
+}
+
+// countedConn has carried so much, and does nothing.
+type countedConn struct {
+	Conn
+	sent, received int64
+}
+
+func (c *countedConn) Sent() int64     { return c.sent }
+func (c *countedConn) Received() int64 { return c.received }
+
+// TestWireBytesNeverGoBack: a connection counts while it stands, when its session is over and it is not closed yet, and
+// after that; once.
+func TestWireBytesNeverGoBack(t *testing.T) {
+	v, live := openedPrimary(t)
+	s := live.shippers()[0]
+	want := func(when string, bytes int64) {
+		t.Helper()
+		if got := v.status().Mirrors[0].WireBytes; got != bytes {
+			t.Errorf("%s: %d bytes, not %d", when, got, bytes)
+		}
+	}
+	want("before", 0)
+	c := &countedConn{sent: 40, received: 2}
+	s.mu.Lock()
+	s.carrying = c
+	s.mu.Unlock()
+	want("without a session", 42)
+	c.sent++ // a farewell
+	s.carried(c)
+	want("closed", 43)
 }
