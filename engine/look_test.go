@@ -83,7 +83,7 @@ func openedPrimary(t *testing.T) (*volume, *primary) {
 	dir := t.TempDir()
 	s := &server{ServerOptions: ServerOptions{StateDir: dir, Insecure: true, Log: func(text string) { t.Log(text) }}, id: "id"}
 	s.gate, s.disconnects, s.listening = newGate(nil, "", s.log), newDisconnects(s.log, time.Now), make(chan struct{})
-	v := &volume{name: "v", path: filepath.Join(dir, "image"), config: VolumeConfig{Path: filepath.Join(dir, "image"), Mirrors: []MirrorConfig{{"east", "127.0.0.1:1"}}}}
+	v := &volume{name: "v", path: filepath.Join(dir, "image"), config: VolumeConfig{Path: filepath.Join(dir, "image"), Mirrors: []MirrorConfig{{Name: "east", Address: "127.0.0.1:1"}}}}
 	if err := os.WriteFile(v.path, make([]byte, mib), 0o600); err != nil {
 		t.Fatal(err)
 	}
