@@ -169,3 +169,27 @@ func TestDialNames(t *testing.T) {
 		t.Errorf("a name without addresses: %v", err)
 	}
 }
+
+// TestSourceOf: the way out is known for what can be reached, without anything sent there.
+func TestSourceOf(t *testing.T) {
+	loopback := netip.MustParseAddr("127.0.0.1")
+	for to, want := range map[netip.Addr]netip.Addr{loopback: loopback, {}: {}} {
+		if got := SourceOf(to); got != want {
+			t.Errorf("to %v from %v, want %v", to, got, want)
+		}
+	}
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked := make(chan netip.Addr, 1)
+	nc, err := DialBy(t.Context(), l.Addr().String(), func(to netip.Addr) int { asked <- to; return 1000 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if to := <-asked; to != loopback || RemoteOf(nc) != loopback || SegmentOf(nc) > 1000 {
+		t.Errorf("asked for %v, reached %v with segments of %d", to, RemoteOf(nc), SegmentOf(nc))
+	}
+}
