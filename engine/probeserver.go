@@ -63,7 +63,13 @@ func (s *server) asProbed(ctx context.Context, conn *wire.Conn, sees func(volume
 	p.doneByPeer = true
 	defer p.unload()
 	defer time.AfterFunc(probeLimit, func() { p.cancel(tooLong("probe", probeLimit)) }).Stop()
-	return p.run(p.handle, p.work)
+	return p.run(func(m wire.Message) error {
+		err := p.handle(m)
+		if err != nil {
+			p.unload()
+		}
+		return err
+	}, p.work)
 }
 
 // tooLong ends a probe, also where a send is stuck in it: the link closes what does not end by itself.
