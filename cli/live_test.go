@@ -282,6 +282,21 @@ func TestStatusWatch(t *testing.T) {
 	}
 }
 
+// The other side is shown under the name that a person gave it, and not under what it calls itself.
+func TestStatusViewNames(t *testing.T) {
+	for want, m := range map[string]engine.MirrorStatus{
+		"east": {Name: "east", Peer: "pluto", Node: "claimed"}, "pluto": {Peer: "pluto", Node: "claimed"}, "claimed": {Node: "claimed"},
+	} {
+		m.State = "connecting"
+		v := engine.VolumeStatus{Name: "v", Role: "mirror", State: "ok", Primary: &m}
+		var b strings.Builder
+		printStatus(&b, engine.Status{Volumes: []engine.VolumeStatus{v}}, time.Now())
+		if !strings.Contains(b.String(), "\n  "+want+" ") {
+			t.Errorf("want %s in %q", want, b.String())
+		}
+	}
+}
+
 // A mirror that is read-only tells its reason once.
 func TestStatusViewOfAReadOnlyMirror(t *testing.T) {
 	s := healthy()

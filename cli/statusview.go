@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -116,40 +115,40 @@ func printPeers(w io.Writer, told []string, volume, what string, peers []engine.
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "  %s\tSTATE\tLAG\tBYTES\tCOMMITTED\tNEEDS\tSTAGED\tSHIPPED\tON THE WIRE\tADDRESS\n", what)
 	for _, m := range peers {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, m.Node), m.State, engine.FormatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", m.Called(), m.State, engine.FormatSeconds(m.LagSeconds), formatBytes(m.LagBytes),
 			m.CommittedEpoch, formatBytes(m.NeedsBytes), formatBytes(m.StagedBytes), formatBytes(m.ShippedBytes), formatBytes(m.WireBytes), m.Address)
 	}
 	t.Flush()
 	for _, m := range peers {
 		if r := m.ReadOnly; r != nil {
-			fmt.Fprintf(w, "  %s is %s\n", cmp.Or(m.Name, m.Node), readOnly(r))
+			fmt.Fprintf(w, "  %s is %s\n", m.Called(), readOnly(r))
 			printNext(w, fmt.Sprintf("run `%s repair %s`", name, volume))
 		}
 		if m.Reason != "" && (m.ReadOnly == nil || m.Reason != m.ReadOnly.Reason) {
-			fmt.Fprintf(w, "  %s is %s: %s\n", cmp.Or(m.Name, m.Node), m.State, m.Reason)
+			fmt.Fprintf(w, "  %s is %s: %s\n", m.Called(), m.State, m.Reason)
 		}
 		for _, warning := range m.Warnings {
 			if !slices.Contains(told, warning) {
-				fmt.Fprintf(w, "  %s: warning: %s\n", cmp.Or(m.Name, m.Node), warning)
+				fmt.Fprintf(w, "  %s: warning: %s\n", m.Called(), warning)
 			}
 		}
 		if c := m.Mismatches; c != (engine.MismatchCounts{}) {
 			fmt.Fprintf(w, "  %s: checksums that did not match: %d for the connection, %d for the primary, %d for the mirror\n",
-				cmp.Or(m.Name, m.Node), c.Wire, c.Source, c.Mirror)
+				m.Called(), c.Wire, c.Source, c.Mirror)
 		}
 		if m.RoomMissing > 0 {
-			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", cmp.Or(m.Name, m.Node), formatBytes(m.RoomMissing))
+			fmt.Fprintf(w, "  %s lacks %s of room for staging\n", m.Called(), formatBytes(m.RoomMissing))
 		}
-		printFlow(w, cmp.Or(m.Name, m.Node), m.Flow)
+		printFlow(w, m.Called(), m.Flow)
 		if m.Holes > 0 {
-			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", cmp.Or(m.Name, m.Node), m.Holes)
+			fmt.Fprintf(w, "  %s has %d holes: pages that could not be read here\n", m.Called(), m.Holes)
 		}
 		if p := m.Probe; p != nil && !p.OK {
-			fmt.Fprintf(w, "  %s: the next connection would fail, as of %s: %s: %s\n", cmp.Or(m.Name, m.Node), ago(p.At, now), p.Class, p.Error)
+			fmt.Fprintf(w, "  %s: the next connection would fail, as of %s: %s: %s\n", m.Called(), ago(p.At, now), p.Class, p.Error)
 			printNext(w, p.Next)
 		}
 		if d := m.LastDisconnect; d != nil {
-			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", cmp.Or(m.Name, m.Node), ago(d.At, now), d.Class, d.Error)
+			fmt.Fprintf(w, "  %s: last disconnect %s: %s: %s\n", m.Called(), ago(d.At, now), d.Class, d.Error)
 			if m.State == "connecting" || m.State == "refused" {
 				printNext(w, d.Next)
 			}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -106,6 +107,10 @@ type MirrorStatus struct {
 	Flow           *FlowStatus      `json:"flow,omitempty"`  // of a mirror, while it is connected
 	Probe          *ProbeStatus     `json:"probe,omitempty"` // of a mirror: whether the next connection would come about
 }
+
+// Called is what people know it by: as the configuration says, or as it is trusted; what it calls itself only where nobody
+// has to prove who he is.
+func (m *MirrorStatus) Called() string { return cmp.Or(m.Name, m.Peer, m.Node) }
 
 // MismatchCounts are the mismatches by what was found to be their cause (docs/FAILSAFE.md), since the start.
 type MismatchCounts struct {

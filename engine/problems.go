@@ -41,7 +41,7 @@ func (v *VolumeStatus) problems(maxLag time.Duration) []string {
 	for i := range v.Mirrors {
 		m := &v.Mirrors[i]
 		for _, t := range m.problems(limit) {
-			add("mirror %s%s", cmp.Or(m.Name, m.Node), t)
+			add("mirror %s%s", m.Called(), t)
 		}
 	}
 	if v.Role == "mirror" {
@@ -49,7 +49,7 @@ func (v *VolumeStatus) problems(maxLag time.Duration) []string {
 		case p == nil:
 			add("no primary has come yet")
 		case p.State != "connected" && p.State != "catching-up":
-			add("its primary %s is %s%s", p.Node, p.State, because(p.Reason))
+			add("its primary %s is %s%s", p.Called(), p.State, because(p.Reason))
 		}
 	}
 	return all
