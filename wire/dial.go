@@ -306,7 +306,7 @@ func CheckPlain(addr string) error {
 		return fmt.Errorf("resolve %s: %w", addr, err)
 	}
 	for _, ip := range ips {
-		if !ip.Unmap().IsLoopback() {
+		if ip = ip.Unmap(); !ip.IsLoopback() {
 			return fmt.Errorf("%w: %s is %s", ErrNotLoopback, addr, ip)
 		}
 	}

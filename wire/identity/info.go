@@ -190,7 +190,7 @@ func (n *Node) Peers() []PeerInfo {
 		}
 		for _, a := range p.Alarms {
 			warn(fmt.Sprintf("ALARM: the key %s of peer %s has two successors, %s and %s: somebody has a copy of it; neither is taken. "+
-				"Ask its owner for the right ID and trust that, or revoke %s", a.Key, p.Name, a.Nexts[0], a.Nexts[1], p.Name))
+				"On the node that is the right one run `blkmirror keys rotate --in 0s` and `keys show`, and trust that ID here; or revoke %s", a.Key, p.Name, a.Nexts[0], a.Nexts[1], p.Name))
 		}
 		if text, urgent := n.staleLocked(p, now); urgent {
 			warn(text)
