@@ -63,35 +63,51 @@ func (a *authority) issue(t *testing.T, dir, host string, until time.Time) func(
 	return func(o *Options) { o.Cert, o.Key, o.CA = cert, keyPath, ca }
 }
 
-// TestCA: peers by name, their certificates' ends, files that change while all runs.
-func TestCA(t *testing.T) {
-	clock := newClock()
-	authority := newAuthority(t, clock)
-	dirs := [2]string{t.TempDir(), t.TempDir()}
-	end := clock.now().Add(60 * days)
-	a := newNode(t, clock, authority.issue(t, dirs[0], "a.example.org", end))
-	b := newNode(t, clock, authority.issue(t, dirs[1], "b.example.org", end.Add(days)))
-	try := func(what string, want wire.Class) (dialler, acceptor met) {
-		t.Helper()
-		if dialler, acceptor = meet(t, a, b, "db", AsMirror); dialler.err != nil { // the second try is by the other key
-			dialler, acceptor = meet(t, a, b, "db", AsMirror)
-		}
-		if got := classes(dialler, acceptor); got != [2]wire.Class{want, want} {
-			t.Fatalf("%s: dialler %v, acceptor %v", what, dialler.err, acceptor.err)
-		}
-		return dialler, acceptor
+// caPair is two nodes with certificates of one authority, for a.example.org and b.example.org.
+type caPair struct {
+	clock     *clock
+	authority *authority
+	dir       string    // of the files of a
+	end       time.Time // of the certificate of a; that of b ends a day later
+	a, b      *testNode
+}
+
+func newCAPair(t *testing.T) *caPair {
+	t.Helper()
+	p := &caPair{clock: newClock(), dir: t.TempDir()}
+	p.authority, p.end = newAuthority(t, p.clock), p.clock.now().Add(60*days)
+	p.a = newNode(t, p.clock, p.authority.issue(t, p.dir, "a.example.org", p.end))
+	p.b = newNode(t, p.clock, p.authority.issue(t, t.TempDir(), "b.example.org", p.end.Add(days)))
+	return p
+}
+
+// try has a dial b, which has to end the same way on both sides; "" is well.
+func (p *caPair) try(t *testing.T, what string, want wire.Class) (dialler, acceptor met) {
+	t.Helper()
+	if dialler, acceptor = meet(t, p.a, p.b, "db", AsMirror); dialler.err != nil { // the second try is by the other key
+		dialler, acceptor = meet(t, p.a, p.b, "db", AsMirror)
 	}
-	try("nobody is trusted", wire.ClassAuth)
+	if got := classes(dialler, acceptor); got != [2]wire.Class{want, want} {
+		t.Fatalf("%s: dialler %v, acceptor %v", what, dialler.err, acceptor.err)
+	}
+	return dialler, acceptor
+}
+
+// TestCA: peers by name, and their certificates' ends.
+func TestCA(t *testing.T) {
+	p := newCAPair(t)
+	a, b, clock := p.a, p.b, p.clock
+	p.try(t, "nobody is trusted", wire.ClassAuth)
 	must(t, a.Trust("b", "dns:b.example.org", nil))
-	try("one is trusted", wire.ClassAuth)
+	p.try(t, "one is trusted", wire.ClassAuth)
 	must(t, b.Trust("a", "dns:A.example.org", []Grant{{As: AsPrimary}}))
-	dialler, acceptor := try("both are trusted", "")
+	dialler, acceptor := p.try(t, "both are trusted", "")
 	if dialler.peer != (Peer{Name: "b", CA: "b.example.org"}) || acceptor.peer != (Peer{Name: "a", CA: "a.example.org"}) {
 		t.Errorf("dialler met %+v, acceptor %+v", dialler.peer, acceptor.peer)
 	}
 	a.Tick()
-	if p := a.Peers()[0]; !p.Expires.Equal(end) || !a.view().trust.Peers[0].CertificateUntil.Equal(end.Add(days)) {
-		t.Errorf("%+v", p)
+	if q := a.Peers()[0]; !q.Expires.Equal(p.end) || !a.view().trust.Peers[0].CertificateUntil.Equal(p.end.Add(days)) {
+		t.Errorf("%+v", q)
 	}
 	if a.Rollover(dialler.peer).Next() != nil {
 		t.Error("a key is told that was not shown")
@@ -101,12 +117,26 @@ func TestCA(t *testing.T) {
 		t.Errorf("own warnings %q, of the peer %q", a.Warnings(), a.Peers()[0].Warnings)
 	}
 	clock.pass(10*days + time.Second)
-	try("a's certificate ended", wire.ClassAuth)
-	authority.issue(t, dirs[0], "a.example.org", end.Add(1000*days))
+	p.try(t, "a's certificate ended", wire.ClassAuth)
+	p.authority.issue(t, p.dir, "a.example.org", p.end.Add(1000*days))
 	if !a.Tick() {
 		t.Error("the new certificate is no change")
 	}
-	try("a has a new one", "")
+	_, acceptor = p.try(t, "a has a new one", "")
+	must(t, b.Revoke("a"))
+	if wire.Classify(b.May(acceptor.peer, "db", AsPrimary)) != wire.ClassAuth {
+		t.Error("a revoked peer may go on")
+	}
+	p.try(t, "revoked", wire.ClassAuth)
+}
+
+// TestCAReplaced: files that change while all runs, to what is no good and back.
+func TestCAReplaced(t *testing.T) {
+	p := newCAPair(t)
+	a, until := p.a, p.end.Add(days)
+	must(t, a.Trust("b", "dns:b.example.org", nil))
+	must(t, p.b.Trust("a", "dns:a.example.org", []Grant{{As: AsPrimary}}))
+	p.try(t, "both are trusted", "")
 
 	right, err := os.ReadFile(a.options.Cert)
 	must(t, err)
@@ -117,32 +147,26 @@ func TestCA(t *testing.T) {
 	if !a.logged("go on to count") {
 		t.Error("garbage is not told")
 	}
-	try("there is garbage on disk", "")
+	p.try(t, "there is garbage on disk", "")
 	must(t, os.WriteFile(a.options.Cert, right, 0o600))
 	if a.Tick(); len(a.Warnings()) != 0 {
 		t.Errorf("mended: %q", a.Warnings())
 	}
 
-	foreign := newAuthority(t, clock)
-	foreign.issue(t, dirs[0], "a.example.org", end.Add(1000*days))
+	newAuthority(t, p.clock).issue(t, p.dir, "a.example.org", until)
 	a.Tick()
-	try("another CA", wire.ClassAuth)
-	authority.issue(t, dirs[0], "c.example.org", end.Add(1000*days))
+	p.try(t, "another CA", wire.ClassAuth)
+	p.authority.issue(t, p.dir, "c.example.org", until)
 	a.Tick()
-	try("another name", wire.ClassAuth)
-	authority.issue(t, dirs[0], "\n\x1b[2J"+strings.Repeat("long.", 1000), end.Add(1000*days))
+	p.try(t, "another name", wire.ClassAuth)
+	p.authority.issue(t, p.dir, "\n\x1b[2J"+strings.Repeat("long.", 1000), until)
 	a.Tick()
-	if _, acceptor = try("a name for a log", wire.ClassAuth); len(acceptor.err.Error()) > maxStrange+100 || strings.ContainsAny(acceptor.err.Error(), "\n\x1b") {
+	if _, acceptor := p.try(t, "a name for a log", wire.ClassAuth); len(acceptor.err.Error()) > maxStrange+100 || strings.ContainsAny(acceptor.err.Error(), "\n\x1b") {
 		t.Errorf("%.1000q", acceptor.err.Error())
 	}
-	authority.issue(t, dirs[0], "a.example.org", end.Add(1000*days))
+	p.authority.issue(t, p.dir, "a.example.org", until)
 	a.Tick()
-	_, acceptor = try("the right one again", "")
-	must(t, b.Revoke("a"))
-	if wire.Classify(b.May(acceptor.peer, "db", AsPrimary)) != wire.ClassAuth {
-		t.Error("a revoked peer may go on")
-	}
-	try("revoked", wire.ClassAuth)
+	p.try(t, "the right one again", "")
 }
 
 // TestCABeside: pinned keys go on to count beside an authority, from either side.
