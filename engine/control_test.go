@@ -200,6 +200,7 @@ func TestControlCutThatIsNotInTime(t *testing.T) {
 
 // A wait outlives the server's own time-outs, which are for slow senders and readers.
 func TestControlCutMayTakeLongerThanARequest(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	if testing.Short() {
 		t.Skip("waits for longer than a request may take")
 	}

@@ -188,6 +188,7 @@ func TestControlJobEndsWhenNobodyReads(t *testing.T) {
 // Progress is told now and then, however often the work has news, and the time-outs of short requests do not
 // end a long one.
 func TestControlJobTakesLongerThanARequest(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	if testing.Short() {
 		t.Skip("waits for longer than a request may take")
 	}

@@ -110,6 +110,7 @@ func TestOneLoadTest(t *testing.T) {
 // TestLoadTestWithoutEnd: who takes nothing of what he asked for, or never says that he is done, keeps the
 // node's one load test for seconds only.
 func TestLoadTestWithoutEnd(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	addr := probeServer(t, nil)
 	r := reach{target: addr}
 	for _, d := range []wire.Direction{wire.LoadFrom, wire.LoadTo} {

@@ -85,6 +85,7 @@ func TestScrubHealsMirror(t *testing.T) {
 // Rot of the primary's own disk is told apart from a mirror's by a verify, and healed by what a mirror has, if a person
 // says so: where the mirror has what was written, and only where nobody has written since.
 func TestRepairFromMirror(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	p := newLivePair(t, 2, nil)
 	c := p.client()
 	p.write(c, 0, 4*mib)

@@ -223,6 +223,7 @@ func TestLiveCleanRestart(t *testing.T) {
 
 // What somebody writes to the primary's image while it is stopped is found with the index and shipped.
 func TestLiveForeignWrites(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for _, indexed := range []bool{false, true} {
 		p := newLivePair(t, 1, nil)
 		c := p.client()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -31,6 +30,16 @@ func (w *mirrorWorld) ask(o VerifyOptions) *asked {
 	}()
 	w.t.Cleanup(func() { a.cancel(); <-a.done })
 	return a
+}
+
+// waits waits until a request is under way here.
+func (w *mirrorWorld) waits() {
+	w.t.Helper()
+	eventually(w.t, "a request is under way", func() bool {
+		w.m.jobs.mu.Lock()
+		defer w.m.jobs.mu.Unlock()
+		return w.m.jobs.under != ""
+	})
 }
 
 // An Ask is the same with every connection, and what comes for it is told; what comes for another one is passed over.
@@ -121,7 +130,7 @@ func TestMirrorAsksNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := w.ask(VerifyOptions{})
-	time.Sleep(3 * awakeEvery)
+	w.waits()
 	p.dial()
 	m := expect[*wire.Ask](p)
 	p.send(&wire.Ended{ID: m.ID, Flags: wire.EndedResult})
@@ -131,7 +140,7 @@ func TestMirrorAsksNobody(t *testing.T) {
 	}
 	p.hangUp()
 	a = w.ask(VerifyOptions{})
-	time.Sleep(2 * awakeEvery)
+	w.waits()
 	w.stop()
 	<-a.done
 	wantKind(t, a.err, KindNetwork)

@@ -15,6 +15,7 @@ import (
 
 // At a mirror's node verify and repair come to what they come to at the primary's.
 func TestVerifyAndRepairAtTheMirror(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	p := newLivePair(t, 2, nil)
 	c := p.client()
 	p.write(c, 0, 4*mib)
