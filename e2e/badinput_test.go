@@ -34,6 +34,7 @@ func (p pair) completes(t testing.TB) {
 }
 
 func TestSourceThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	write(t, filepath.Join(p.dir, "empty"), nil)
 	os.Symlink("nowhere", filepath.Join(p.dir, "dangling"))
@@ -51,6 +52,7 @@ func TestSourceThatCannotBeRead(t *testing.T) {
 }
 
 func TestUnreadableByThisUser(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	as := nobody(t, p.state)
 	if err := os.Chmod(p.src, 0); err != nil {
@@ -70,6 +72,7 @@ func TestUnreadableByThisUser(t *testing.T) {
 }
 
 func TestTargetThatCannotBe(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	check := unchanged(t, p.src)
 	for name, dst := range map[string]string{
@@ -86,6 +89,7 @@ func TestTargetThatCannotBe(t *testing.T) {
 }
 
 func TestTargetOfAnotherSize(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	old := bytes.Repeat([]byte("old."), mib+1024)
 	t.Run("smaller", func(t *testing.T) {
@@ -115,6 +119,7 @@ func TestTargetOfAnotherSize(t *testing.T) {
 }
 
 func TestSameDevice(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	check := unchanged(t, p.src)
 	link, hard := filepath.Join(p.dir, "link"), filepath.Join(p.dir, "hard")
@@ -139,6 +144,7 @@ func TestSameDevice(t *testing.T) {
 }
 
 func TestTwoSyncsIntoOneTarget(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 24*mib)
 	first := start(t, "sync", "--json", "--state", p.state, "--rate", "4M", p.src, p.dst)
 	until(t, "the first sync's lock", func() bool { return locked(t, p.dst) })
@@ -153,6 +159,7 @@ func TestTwoSyncsIntoOneTarget(t *testing.T) {
 }
 
 func TestTwoSyncsIntoOneVolume(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 56*mib)
 	s := serve(t, p.state, "v="+p.dst)
 	first := start(t, "sync", "--json", "--insecure", "--rate", "4M", p.src, s.url("v"))
@@ -169,6 +176,7 @@ func TestTwoSyncsIntoOneVolume(t *testing.T) {
 }
 
 func TestUnknownVolume(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	s := serve(t, p.state, "v="+p.dst)
 	blkmirror(t, "sync", "--insecure", p.src, s.url("w")).fails(t, 7, "w")

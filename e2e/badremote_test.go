@@ -85,6 +85,7 @@ var strangers = map[string]func(net.Conn){
 
 // A remote that is something else: exit code 3, whichever side is the source, and nothing is changed.
 func TestRemoteThatIsNoBlkmirror(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	for name, behave := range strangers {
 		t.Run(name, func(t *testing.T) {
@@ -112,6 +113,7 @@ func TestRemoteThatIsNoBlkmirror(t *testing.T) {
 
 // What strangers say to a server does not stop it, and nobody else notices.
 func TestServerSurvivesStrangers(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 16*mib)
 	s := serve(t, p.state, "v="+p.dst, "w="+p.dst+"2")
 	beside := start(t, "sync", "--insecure", "--rate", "4M", p.src, s.url("w"))
@@ -152,6 +154,7 @@ func TestServerSurvivesStrangers(t *testing.T) {
 
 // docs/PROTOCOL.md: frames of a version that a node does not speak are answered in its own version.
 func TestServerAnswersOtherVersion(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	s := serve(t, p.state, "v="+p.dst)
 	nc, err := net.Dial("tcp", s.addr)
@@ -171,6 +174,7 @@ func TestServerAnswersOtherVersion(t *testing.T) {
 
 // A connection that is reset in the middle of a frame: exit code 3, and the next sync goes on.
 func TestResetWithinFrame(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 16*mib)
 	s := serve(t, p.state, "v="+p.dst)
 	through := newProxy(t, s.addr)

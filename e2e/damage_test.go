@@ -10,6 +10,7 @@ import (
 
 // A bit that flips on the way is noticed, told, and never written. Payloads are tried packed and raw.
 func TestFlippedBitIsShippedAgain(t *testing.T) {
+	t.Parallel()
 	for _, content := range []string{"raw", "packed"} {
 		t.Run(content, func(t *testing.T) {
 			dir := folder(t)
@@ -39,6 +40,7 @@ func TestFlippedBitIsShippedAgain(t *testing.T) {
 
 // A block that is damaged every time ends the sync with exit code 5, and what the target held there stays.
 func TestBlockThatIsAlwaysDamaged(t *testing.T) {
+	t.Parallel()
 	dir := folder(t)
 	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
 	randomImage(t, src, 8*mib)
@@ -68,6 +70,7 @@ func TestBlockThatIsAlwaysDamaged(t *testing.T) {
 
 // Damage to a frame's own fields is no Nak: nothing in it can be believed. A new connection clears it.
 func TestDamagedHeader(t *testing.T) {
+	t.Parallel()
 	dir := folder(t)
 	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
 	randomImage(t, src, 8*mib)

@@ -21,6 +21,7 @@ func sized(t testing.TB, dir, name string, size int64) string {
 
 // A target that is mounted is refused, as a device, as the image under it, and as another device over it.
 func TestMountedTarget(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	need(t, "mkfs.ext4")
 	p := newPair(t, 24*mib)
@@ -48,6 +49,7 @@ func TestMountedTarget(t *testing.T) {
 
 // The source under a loop device, and two loop devices over one file, are one device.
 func TestSameDeviceThroughLoops(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	p := newPair(t, 4*mib)
 	check := unchanged(t, p.src)
@@ -72,6 +74,7 @@ func TestSameDeviceThroughLoops(t *testing.T) {
 }
 
 func TestReadOnlyDevice(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	p := newPair(t, 4*mib)
 	back := sized(t, p.dir, "back", 4*mib)
@@ -94,6 +97,7 @@ func TestReadOnlyDevice(t *testing.T) {
 }
 
 func TestReadOnlyFileSystem(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	p := newPair(t, 4*mib)
 	at, _ := smallDisk(t, p.dir, "24M")
@@ -111,6 +115,7 @@ func TestReadOnlyFileSystem(t *testing.T) {
 // A target's file system that runs full in the middle: said as such, and when there is room the next sync
 // goes on.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"ext4", "tmpfs"} {
 		for _, remote := range []bool{false, true} {
 			name := kind
@@ -154,6 +159,7 @@ func diskFull(t *testing.T, kind string, remote bool) {
 
 // A state directory without room is an error, not a crash, and does no harm to the target.
 func TestStateDirectoryFull(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"ext4", "tmpfs"} {
 		for _, room := range []string{"0", "16", "3000"} { // KiB left
 			t.Run(kind+" with "+room+" KiB", func(t *testing.T) { stateFull(t, kind, room) })

@@ -22,6 +22,7 @@ func kills() (n int, size int64) {
 // kill -9 of the client and of the server in turn, at random moments of a push over TCP. In the end the
 // copy is equal, and little more than one copy was shipped in all.
 func TestKillEitherSide(t *testing.T) {
+	t.Parallel()
 	dir := folder(t)
 	n, size := kills()
 	src, dst := randomImage(t, filepath.Join(dir, "src"), size), filepath.Join(dir, "dst")
@@ -82,6 +83,7 @@ func TestKillEitherSide(t *testing.T) {
 
 // The same on one machine: both halves die at once.
 func TestKillLocalSync(t *testing.T) {
+	t.Parallel()
 	dir := folder(t)
 	n := 8
 	if *long {
@@ -111,6 +113,7 @@ func TestKillLocalSync(t *testing.T) {
 
 // Who writes to a half-made copy after its target was killed is found out, also below the confirmed point.
 func TestForeignWritesAfterKill(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name       string
 		killServer bool

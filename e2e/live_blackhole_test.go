@@ -91,6 +91,7 @@ func (s *stamped) narrowed(most int) {
 // TestBlackHole: between two daemons there is a hop that drops large packets and tells nobody, from the beginning or
 // from the middle of a session on. It is named, and replication goes on with smaller segments.
 func TestBlackHole(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		first  int // the MTU of the way
 		before int // if not 0, before anybody is there
@@ -225,6 +226,7 @@ func TestBlackHoleMended(t *testing.T) {
 
 // TestNoBlackHole: where everything vanishes in one direction, and not what is large alone, nobody says mtu.
 func TestNoBlackHole(t *testing.T) {
+	t.Parallel()
 	for name, to := range map[string]int{"there": paths.Right, "back": paths.Left} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -254,6 +256,7 @@ func TestNoBlackHole(t *testing.T) {
 
 // TestBlackHoleSync: a one-shot sync in either role, with a hole in the direction of the data alone.
 func TestBlackHoleSync(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		to     int // the hole is on the way there
 		middle bool

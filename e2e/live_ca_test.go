@@ -108,6 +108,7 @@ func (n *node) said(text string) {
 
 // Nodes of an existing CA replicate; a certificate that is replaced is taken up without a disconnect, garbage is not.
 func TestKeysCA(t *testing.T) {
+	t.Parallel()
 	p, ca, tls := caPair(t)
 	if m := p.primary.peer(); m.Peer != "east" || m.Key != "east.example" || m.DaysLeft == nil || *m.DaysLeft < 364 || *m.DaysLeft > 367 {
 		t.Errorf("the primary sees %q by %q, %v days left", m.Peer, m.Key, m.DaysLeft)
@@ -146,6 +147,7 @@ func TestKeysCA(t *testing.T) {
 
 // A certificate that is over, of another CA, or of another name, is refused with auth, and the right one let in again.
 func TestKeysCARefused(t *testing.T) {
+	t.Parallel()
 	p, ca, tls := caPair(t)
 	foreign := newAuthority(t)
 	refused := func(what, log string, do func()) {
@@ -153,9 +155,10 @@ func TestKeysCARefused(t *testing.T) {
 		do()
 		p.write(t, mib, "tracked: "+what)
 		until(t, what+" to be refused", func() bool {
-			p.link.cut() // each second a new connection, until the daemon has taken the file up
-			time.Sleep(time.Second)
 			m := p.primary.peer()
+			if m.State == "connected" {
+				p.link.cut() // again and again, until the daemon has taken the file up
+			}
 			return m.State == "refused" && m.Disconnect != nil && m.Disconnect.Class == "auth"
 		})
 		p.mirror.said(log)
@@ -176,6 +179,7 @@ func TestKeysCARefused(t *testing.T) {
 
 // What ends soon is told while everything works: in status, to a monitor, in the log.
 func TestKeysEndSoon(t *testing.T) {
+	t.Parallel()
 	p := startKeyedPair(t, 16*mib)
 	if m := p.primary.peer(); m.DaysLeft != nil {
 		t.Errorf("%v days are left of what has no end", *m.DaysLeft)

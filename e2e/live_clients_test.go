@@ -80,6 +80,7 @@ func (s *nbdServer) does(line string) string {
 
 // The common clients see on the export what they see on qemu-nbd over an image with the same content.
 func TestLiveClients(t *testing.T) {
+	t.Parallel()
 	need(t, "nbdinfo", "nbdcopy", "qemu-img", "qemu-io", "qemu-nbd", "bash", "cmp")
 	const size = 64 * mib
 	p := newLivePair(t, checked, size)
@@ -128,6 +129,7 @@ func TestLiveClients(t *testing.T) {
 
 // fio checks by itself what it wrote and reads back.
 func TestLiveFio(t *testing.T) {
+	t.Parallel()
 	need(t, "fio")
 	if out, err := exec.Command("fio", "--enghelp=nbd").CombinedOutput(); err != nil {
 		t.Skipf("this fio has no nbd engine: %s", out)

@@ -58,6 +58,7 @@ func (p *livePair) connected() {
 // A mirror that is stopped says so, and knocks when it is started: the history tells one clean stop, on both sides and
 // over restarts, and nothing else.
 func TestLiveStopAndKnock(t *testing.T) {
+	t.Parallel()
 	p := startLivePair(t, checked, 16*mib)
 	p.mirror.down()
 	until(t, "the stop to be told", func() bool {
@@ -109,6 +110,7 @@ func TestLiveStopAndKnock(t *testing.T) {
 
 // A peer that accepts and drops at once, at any point of the handshake, is not dialled in a loop, and is one entry.
 func TestLiveAcceptAndDrop(t *testing.T) {
+	t.Parallel()
 	for name, answer := range map[string]func(net.Conn){
 		"at once": func(net.Conn) {},
 		"after Hello": func(nc net.Conn) {
@@ -161,6 +163,7 @@ func TestLiveAcceptAndDrop(t *testing.T) {
 
 // A path that holds everything back is one disconnect, of class timeout, and is used again when it passes.
 func TestLiveHeldBack(t *testing.T) {
+	t.Parallel()
 	p := startLivePair(t, checked, 16*mib)
 	p.connected()
 	p.link.hold()
@@ -186,6 +189,7 @@ func TestLiveHeldBack(t *testing.T) {
 
 // A connection of which one half is gone: the new one replaces it and never runs beside it, whichever side knows.
 func TestLiveHalfOpen(t *testing.T) {
+	t.Parallel()
 	for _, primary := range []bool{true, false} {
 		t.Run(fmt.Sprintf("primary knows %v", primary), func(t *testing.T) {
 			p := startLivePair(t, checked, 16*mib)
@@ -217,6 +221,7 @@ func TestLiveHalfOpen(t *testing.T) {
 // A session that is idle, paused or read-only keeps the way open: pings go on (wire's tests say how often), and it is
 // not lost.
 func TestLivePings(t *testing.T) {
+	t.Parallel()
 	p, _ := filled(t, 16*mib)
 	before := p.primary.peer().Reconnects
 	beats := func(state string) {

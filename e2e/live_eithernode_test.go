@@ -14,6 +14,7 @@ import (
 // Verify and repair at the mirror's node: under a writer that never stops, over a line that is cut and over the deaths of
 // both daemons, they come to what they come to at the primary's, and end with the same exit codes.
 func TestVerifyAndRepairAtTheMirror(t *testing.T) {
+	t.Parallel()
 	const size = 32 * mib
 	p := newLivePair(t, checked, size)
 	randomImage(t, p.src, size)
@@ -132,6 +133,7 @@ func TestVerifyAndRepairAtTheMirror(t *testing.T) {
 
 // What is refused at the primary is refused at the mirror's node, with the same words.
 func TestRefusedAtTheMirror(t *testing.T) {
+	t.Parallel()
 	const size, at = 16 * mib, 5*mib + 3*4096
 	p, _ := filled(t, size)
 	until(t, "the primary's index to know everything", func() bool { return p.primary.volume().IndexNeeds == 0 })

@@ -130,6 +130,7 @@ func writes(t testing.TB, c *stamp.Client, off int64) {
 
 // The commands on a pair that is in order: exit codes, and the shape of what they print.
 func TestVerifyAndRepairInOrder(t *testing.T) {
+	t.Parallel()
 	const size = 16 * mib
 	p, _ := filled(t, size)
 	c := checkedOf(t, p.primary.ask("verify", "v", "--json").ok(t), "checked_bytes", "skipped_bytes")
@@ -179,6 +180,7 @@ func TestVerifyAndRepairInOrder(t *testing.T) {
 
 // A mirror that somebody writes over is found by verify, keeps what it has, and is repaired.
 func TestMirrorWrittenOver(t *testing.T) {
+	t.Parallel()
 	const size = 16 * mib
 	const at, other = 5*mib + 3*4096, 9 * mib
 	p, c := filled(t, size)
@@ -240,6 +242,7 @@ func TestMirrorWrittenOver(t *testing.T) {
 // PostgreSQL goes on under load and sees nothing while its mirror is driven into read-only and repaired; the
 // mirror is a database in order afterwards.
 func TestPostgresWhileMirrorIsRepaired(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	need(t, "nbdfuse", "losetup", "mkfs.ext4", "e2fsck", "setpriv", "dd", filepath.Join(postgresBin, "postgres"))
 	if exec.Command("id", "postgres").Run() != nil {

@@ -68,6 +68,7 @@ func (p *livePair) refusedByAuth(what string) {
 // Two daemons that trust each other replicate; every way in which they may not ends with auth, at once, and
 // is over as soon as the trust is right.
 func TestKeysTrust(t *testing.T) {
+	t.Parallel()
 	p := newKeyedPair(t, 16*mib)
 	p.mirrorUp()
 	p.primary.up()
@@ -78,18 +79,23 @@ func TestKeysTrust(t *testing.T) {
 		t.Errorf("the primary sees %q with the key %q", m.Peer, m.Key)
 	}
 	west := idOf(t, p.primary.state)
-	for name, grant := range map[string][]string{
-		"another volume": {"--volume", "w", "--as", "primary"}, "another role": {"--volume", "v", "--as", "mirror"},
-		"a time that is over": {"--until", "2020-02-29"},
+	for name, c := range map[string]struct {
+		log   string
+		grant []string
+	}{
+		"another volume":      {"has no right to volume v as primary", []string{"--volume", "w", "--as", "primary"}},
+		"another role":        {"has no right to volume v as primary", []string{"--volume", "v", "--as", "mirror"}},
+		"a time that is over": {"the right of peer west to any volume ended", []string{"--until", "2020-02-29"}},
 	} {
 		keys(t, p.mirror.state, "revoke", "west").ok(t)
 		p.refusedByAuth("the end of a session that was revoked")
-		keys(t, p.mirror.state, append([]string{"trust", "west", west}, grant...)...).ok(t)
+		before := strings.Count(p.mirror.err.String(), c.log)
+		keys(t, p.mirror.state, append([]string{"trust", "west", west}, c.grant...)...).ok(t)
 		p.write(t, mib, "tracked: "+name)
-		time.Sleep(1500 * time.Millisecond) // the daemon looks once a second
-		if m := p.primary.peer(); m.State != "refused" {
-			t.Errorf("with %s it is %s", name, m.State)
-		}
+		until(t, "the refusal for "+name, func() bool { // a stranger's is another one
+			return strings.Count(p.mirror.err.String(), c.log) > before
+		})
+		p.refusedByAuth("the primary to know of " + name)
 		keys(t, p.mirror.state, "revoke", "west").ok(t)
 		keys(t, p.mirror.state, "trust", "west", west).ok(t)
 		p.cut()
@@ -106,6 +112,7 @@ func TestKeysTrust(t *testing.T) {
 
 // Keys roll over under a writer, and nobody is disconnected; who was away meanwhile comes back.
 func TestKeysRotate(t *testing.T) {
+	t.Parallel()
 	p := startKeyedPair(t, 16*mib)
 	s := stampedOn(p, 16*mib, stamp.Load{})
 	for range 3 {
@@ -121,20 +128,22 @@ func TestKeysRotate(t *testing.T) {
 	}
 	p.link.to("")
 	p.mirror.kill()
-	next, _, _ := strings.Cut(keys(t, p.primary.state, "rotate", "--in", "1s").ok(t).stdout, "\n")
-	keys(t, p.mirror.state, "rotate", "--in", "1s").ok(t)
-	until(t, "the switch", func() bool { return idOf(t, p.primary.state) == next })
-	time.Sleep(1100 * time.Millisecond) // the mirror's switch
+	next := map[*node]string{}
+	for _, n := range []*node{p.primary, p.mirror} {
+		next[n], _, _ = strings.Cut(keys(t, n.state, "rotate", "--in", "1s").ok(t).stdout, "\n")
+	}
+	until(t, "both switches", func() bool { return idOf(t, p.primary.state) == next[p.primary] && idOf(t, p.mirror.state) == next[p.mirror] })
 	p.mirrorUp()
 	s.settled()
 	until(t, "the mirror knows the new key", func() bool {
-		return strings.Contains(keys(t, p.mirror.state, "list", "--json").ok(t).stdout, next)
+		return strings.Contains(keys(t, p.mirror.state, "list", "--json").ok(t).stdout, next[p.primary])
 	})
 	s.finish()
 }
 
 // Whatever else comes to the port, and however much of it, does not disturb the session that stands.
 func TestKeysStrangers(t *testing.T) {
+	t.Parallel()
 	p := startKeyedPair(t, 16*mib)
 	say := func(text string) string {
 		nc, err := net.Dial("tcp", p.mirror.addr)
@@ -203,6 +212,7 @@ func TestKeysStrangers(t *testing.T) {
 
 // What the commands refuse, and how.
 func TestKeysCommands(t *testing.T) {
+	t.Parallel()
 	dir := folder(t)
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	id, other := idOf(t, a), idOf(t, b)

@@ -75,6 +75,7 @@ const nbdMagic = 0x25609513
 // Whatever strangers say to the export, and whenever they leave: others do not notice, and the memory stays
 // bounded.
 func TestLiveBadNBD(t *testing.T) {
+	t.Parallel()
 	const size = 64 * mib
 	s := &stamped{livePair: startLivePair(t, plain, size)}
 	s.h = s.history(size)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 )
@@ -21,7 +22,11 @@ type node struct {
 // newNode prepares a daemon with a state directory; it is not started.
 func newNode(t testing.TB, binary, state string, flags ...string) *node {
 	t.Helper()
-	line := append([]string{"serve", "--insecure", "--state", state, "--listen", "127.0.0.1:0"}, flags...)
+	host := ownAddress()
+	if slices.Contains(flags, "--mirror") {
+		host = "127.0.0.1" // a primary is knocked at where it dials from
+	}
+	line := append([]string{"serve", "--insecure", "--state", state, "--listen", host + ":0"}, flags...)
 	return &node{t: t, binary: binary, line: line, state: state, control: filepath.Join(state, "control.sock")}
 }
 

@@ -277,6 +277,7 @@ func (d *database) look(least int64) {
 // PostgreSQL runs on the export; mirror, primary and both are killed; the database always starts on the
 // mirror's device, is intact, and lacks nothing that was committed there.
 func TestLivePostgres(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	need(t, "nbdfuse", "losetup", "mkfs.ext4", "e2fsck", "setpriv", filepath.Join(postgresBin, "postgres"))
 	if _, err := user.Lookup("postgres"); err != nil {

@@ -52,6 +52,7 @@ func startFailed(t *testing.T, state string, args []string, words ...string) {
 // Two daemons on one state directory, on one device, on one export: the second is refused and the first
 // does not notice.
 func TestLiveTwoDaemons(t *testing.T) {
+	t.Parallel()
 	p := startLivePair(t, checked, 16*mib)
 	free := sized(t, p.dir, "free", 16*mib)
 	for name, c := range map[string]struct{ state, device, export, word string }{
@@ -78,6 +79,7 @@ func TestLiveTwoDaemons(t *testing.T) {
 
 // A live volume is nobody else's: one-shot syncs from and to either side are refused.
 func TestLiveVolumeIsNoSyncTarget(t *testing.T) {
+	t.Parallel()
 	p := startLivePair(t, checked, 16*mib)
 	other := randomImage(t, filepath.Join(p.dir, "other"), 16*mib)
 	state := filepath.Join(p.dir, "s")
@@ -106,6 +108,7 @@ func (p *livePair) write(t testing.TB, off int64, text string) {
 // A mirror's device that is smaller than the volume is refused and not touched; a larger one is used up to
 // the volume's size.
 func TestLiveMirrorSize(t *testing.T) {
+	t.Parallel()
 	t.Run("smaller", func(t *testing.T) {
 		p := newLivePair(t, checked, 16*mib)
 		randomImage(t, p.dst, 8*mib)
@@ -145,6 +148,7 @@ func TestLiveMirrorSize(t *testing.T) {
 // A mirror whose state directory runs full while an epoch is staged keeps its last cut, says that it is
 // holding, and goes on when there is room.
 func TestLiveMirrorStateFull(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	const size = 96 * mib
 	p := newLivePair(t, checked, size)
@@ -187,6 +191,7 @@ func TestLiveMirrorStateFull(t *testing.T) {
 // A primary whose state directory is full may answer writes with an error; it loses none, and goes on when
 // there is room.
 func TestLivePrimaryStateFull(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	const size = 256 * mib
 	p := newLivePair(t, checked, size)
@@ -229,6 +234,7 @@ func TestLivePrimaryStateFull(t *testing.T) {
 // A damaged journal fails this volume alone, with the way out, and `rebuild` ends in equal devices without
 // shipping what is equal.
 func TestLiveRebuild(t *testing.T) {
+	t.Parallel()
 	p := newLivePair(t, checked, 32*mib)
 	randomImage(t, p.src, 32*mib)
 	p.mirrorUp()
@@ -272,6 +278,7 @@ func TestLiveRebuild(t *testing.T) {
 
 // pause stops the following, resume goes on; nothing is lost between.
 func TestLivePauseResume(t *testing.T) {
+	t.Parallel()
 	p := startLivePair(t, checked, 16*mib)
 	p.primary.ask("pause", "v").ok(t)
 	until(t, "paused", func() bool { return p.primary.peer().State == "paused" })
@@ -289,6 +296,7 @@ func TestLivePauseResume(t *testing.T) {
 
 // Bad command lines and configurations of live volumes.
 func TestLiveUsage(t *testing.T) {
+	t.Parallel()
 	dir := folder(t)
 	img := sized(t, dir, "img", mib)
 	base := []string{"--listen", "127.0.0.1:0", "--volume", "v=" + img}

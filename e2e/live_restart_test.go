@@ -29,6 +29,7 @@ func differing(t testing.TB, a, b string) (pages, blocks int64) {
 // After kill -9 of the primary under load every region of the disk is in doubt, and little is shipped: about
 // what differs.
 func TestLiveRestartShipsLittle(t *testing.T) {
+	t.Parallel()
 	const size = 256 * mib // 64 regions, all of them hot
 	rounds := 2
 	if *long {
@@ -60,6 +61,7 @@ func TestLiveRestartShipsLittle(t *testing.T) {
 
 // A clean restart of either side, or of both, ships nothing.
 func TestLiveCleanRestartShipsNothing(t *testing.T) {
+	t.Parallel()
 	s := newStamped(t, 64*mib, stamp.Load{Pause: time.Millisecond})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -97,6 +99,7 @@ func TestLiveCleanRestartShipsNothing(t *testing.T) {
 
 // A clean stop under load leaves the mirror alone at a cut, and the next start ships what differs.
 func TestLiveStopUnderLoad(t *testing.T) {
+	t.Parallel()
 	s := newStamped(t, 64*mib, stamp.Load{Pause: time.Millisecond})
 	for range 2 {
 		s.written(800)

@@ -53,6 +53,7 @@ func (s *stamped) rolls(n int, had map[*node]map[string]bool) {
 // Ten rollovers of both nodes under load, by the config alone: nobody is disconnected, and a peer that was away through
 // whole overlaps comes back by itself.
 func TestKeysLifetime(t *testing.T) {
+	t.Parallel()
 	p := newKeyedPair(t, 16*mib)
 	p.trust()
 	for _, n := range []*node{p.primary, p.mirror} {

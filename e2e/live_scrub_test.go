@@ -43,6 +43,7 @@ func blocksAt(offsets ...int64) (list []extentJSON) {
 // A mirror that somebody writes over heals itself in a scrub while its primary is here; without the primary it
 // becomes read-only, and is repaired later.
 func TestScrubOfAMirror(t *testing.T) {
+	t.Parallel()
 	const size = 16 * mib
 	const at, other = 5*mib + 3*4096, 9 * mib
 	p, _ := filled(t, size)
@@ -81,6 +82,7 @@ func TestScrubOfAMirror(t *testing.T) {
 // The primary's own disk rots: nobody takes it for the mirror's fault, it is not brought to the mirror, and what was
 // written comes back from there when a person says so.
 func TestRotOfThePrimary(t *testing.T) {
+	t.Parallel()
 	const size = 16 * mib
 	const at = 5*mib + 3*4096
 	p, _ := filled(t, size)
@@ -121,6 +123,7 @@ func TestRotOfThePrimary(t *testing.T) {
 // Thousands of blocks differ. The repair goes on beside a writer that never stops, while either side is killed, and is
 // run again until it is through; at the end everything is equal.
 func TestRepairOfThousandsIsInterrupted(t *testing.T) {
+	t.Parallel()
 	const size, damaged = 64 * mib, 3000
 	p := newLivePair(t, checked, size)
 	p.primary.line = append(p.primary.line, "--block-size", "v=4096")

@@ -70,6 +70,7 @@ var blows = []blow{
 // A stamping writer runs all the time, everything is killed and cut at random moments, and the mirror is
 // always exactly one cut that never goes back.
 func TestLiveStamp(t *testing.T) {
+	t.Parallel()
 	s := newStamped(t, 64*mib, stamp.Load{Pause: time.Millisecond})
 	rounds := 1
 	if *long {
@@ -99,6 +100,7 @@ func TestLiveStamp(t *testing.T) {
 // The same while a large resync is under way over a link that is slow: before it ends the mirror shows the
 // cut that it began with.
 func TestLiveStampDuringResync(t *testing.T) {
+	t.Parallel()
 	const size = 128 * mib
 	rounds := 1
 	if *long {

@@ -18,7 +18,7 @@ func underLimit(t *testing.T, who string, bytes int64) {
 
 // Peak memory does not grow with the image.
 func TestMemoryOfLargeImage(t *testing.T) {
-	size := int64(2 << 30)
+	size := int64(1 << 30)
 	if *long {
 		size = 8 << 30
 	}

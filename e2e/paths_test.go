@@ -6,8 +6,9 @@ import (
 	"github.com/blkmirror/blkmirror/paths"
 )
 
-// What `go run ./scripts/paths -short` does, with the race detector and all at once: the scenarios mostly wait.
+// What `go run ./scripts/paths -short` does, with the race detector and many at once: the scenarios mostly wait.
 func TestPaths(t *testing.T) {
+	t.Parallel()
 	for _, name := range paths.ShortNames() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -43,7 +43,7 @@ func damaged() []byte {
 // closedPort is an address where nobody listens.
 func closedPort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", ownAddress()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,6 +53,7 @@ func closedPort(t testing.TB) string {
 
 // Every cause has its class and its exit code, the last line says so, and standard error is empty.
 func TestProbeNamesTheCause(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	s := serve(t, p.state, "v="+p.dst, "w="+p.src)
 	for name, c := range map[string]struct {

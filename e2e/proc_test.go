@@ -18,13 +18,16 @@ import (
 // patience bounds every wait for a condition. It is no expectation: a slow machine needs minutes.
 const patience = 3 * time.Minute
 
-// until waits for a condition.
+// until waits for a condition. It looks less and less often, since many conditions take a process to look at, and other
+// tests want the processors as well.
 func until(t testing.TB, what string, met func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !met(); time.Sleep(5 * time.Millisecond) {
+	pause := 5 * time.Millisecond
+	for deadline := time.Now().Add(patience); !met(); pause = min(pause*3/2, 100*time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited %v for %s", patience, what)
 		}
+		time.Sleep(pause)
 	}
 }
 

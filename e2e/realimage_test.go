@@ -11,7 +11,15 @@ import (
 	"testing"
 )
 
-const realSize = 1216 * mib // of the image; 1 GiB of it are files
+// realSize is how much of a real image are files; realRoom is left beside them.
+func realSize() int64 {
+	if *long {
+		return 1024 * mib
+	}
+	return 256 * mib
+}
+
+const realRoom = 192 * mib
 
 // target is where a real image is copied to, and how.
 type target struct {
@@ -20,7 +28,7 @@ type target struct {
 	sync []string
 }
 
-// An ext4 image of a GiB of real files reaches a file, another node (pushed and pulled) and a block device
+// An ext4 image of real files reaches a file, another node (pushed and pulled) and a block device
 // with sectors of 4096 bytes. After files were changed through a mount, exactly the blocks that changed are
 // shipped, and the copies are clean file systems.
 func TestRealImage(t *testing.T) {
@@ -73,7 +81,7 @@ func realTargets(t *testing.T, dir, src string) []target {
 		return targets
 	}
 	back := path("back")
-	tool(t, "truncate", "-s", fmt.Sprint(realSize), back)
+	tool(t, "truncate", "-s", fmt.Sprint(realSize()+realRoom), back)
 	dev := loop(t, back, "-b", "4096")
 	if got := tool(t, "blockdev", "--getss", dev); got != "4096" {
 		t.Fatalf("%s has sectors of %s bytes", dev, got)
@@ -86,11 +94,11 @@ func plainSync(t *testing.T, args ...string) report {
 	return launch(t, nil, append([]string{plain, "sync", "--json"}, args...)...).wait().ok(t).report(t)
 }
 
-// realImage makes an ext4 image with a GiB of files of this system: its programs and libraries, and Go's
-// own tree where these are not enough.
+// realImage makes an ext4 image with files of this system: its programs and libraries, and Go's own tree where these are
+// not enough.
 func realImage(t *testing.T, dir, image string) {
 	t.Helper()
-	const want = 1 << 30
+	want := realSize()
 	tree := filepath.Join(dir, "tree")
 	var total int64
 	roots := []string{"/usr/lib", "/usr/share", "/usr/bin", tool(t, "go", "env", "GOROOT"), "/usr/src"}
@@ -102,7 +110,7 @@ func realImage(t *testing.T, dir, image string) {
 	if total < want {
 		t.Skipf("this system has only %d bytes of files to fill an image with", total)
 	}
-	tool(t, "truncate", "-s", fmt.Sprint(realSize), image)
+	tool(t, "truncate", "-s", fmt.Sprint(want+realRoom), image)
 	tool(t, "mkfs.ext4", "-q", "-m", "0", "-d", tree, image)
 	if err := os.RemoveAll(tree); err != nil {
 		t.Fatal(err)

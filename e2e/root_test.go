@@ -66,7 +66,8 @@ func mount(t testing.TB, device, at string, options ...string) (unmount func()) 
 	mounted := true
 	unmount = func() {
 		if mounted {
-			tool(t, "umount", at)
+			// Whatever another test starts has the files of this process open until it is another program.
+			until(t, "unmounting", func() bool { return exec.Command("umount", at).Run() == nil })
 			mounted = false
 		}
 	}

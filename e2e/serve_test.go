@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 )
 
@@ -25,6 +27,15 @@ type status struct {
 	} `json:"volumes"`
 }
 
+var addresses atomic.Uint32
+
+// ownAddress is one of this machine's own where nobody else listens. A daemon that is dead has left its port, which the
+// kernel may give to the next one that asks: who still dials there must not find the daemon of another test.
+func ownAddress() string {
+	n := addresses.Add(1)
+	return fmt.Sprintf("127.1.%d.%d", n>>8, n&0xff)
+}
+
 // serve starts a server with the race detector and waits until it is ready.
 func serve(t testing.TB, state string, volumes ...string) *server {
 	t.Helper()
@@ -34,7 +45,7 @@ func serve(t testing.TB, state string, volumes ...string) *server {
 // serveWith takes volumes as NAME=PATH.
 func serveWith(t testing.TB, binary, state string, volumes ...string) *server {
 	t.Helper()
-	line := []string{binary, "serve", "--insecure", "--state", state, "--listen", "127.0.0.1:0"}
+	line := []string{binary, "serve", "--insecure", "--state", state, "--listen", ownAddress() + ":0"}
 	for _, v := range volumes {
 		line = append(line, "--volume", v)
 	}

@@ -30,6 +30,7 @@ func (p pair) resumes(t *testing.T, s *server, durable int64) {
 }
 
 func TestInterruptedSync(t *testing.T) {
+	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
 			p, s, through, client := slowPush(t)
@@ -43,6 +44,7 @@ func TestInterruptedSync(t *testing.T) {
 
 // The same on one machine.
 func TestInterruptedLocalSync(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 64*mib)
 	c := start(t, "sync", "--state", p.state, "--rate", "6M", p.src, p.dst)
 	until(t, "recorded progress", func() bool {
@@ -66,6 +68,7 @@ func TestInterruptedLocalSync(t *testing.T) {
 // SIGTERM of the server in the middle of a sync ends both in order; with a client that waits, a new server
 // is found.
 func TestTerminatedServer(t *testing.T) {
+	t.Parallel()
 	t.Run("client gives up", func(t *testing.T) {
 		p, s, through, client := slowPush(t, "--retry", "0s")
 		s.signal(syscall.SIGTERM)

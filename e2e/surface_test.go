@@ -9,6 +9,7 @@ import (
 )
 
 func TestDryRun(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 6*mib)
 	s := serve(t, p.state+"2", "v="+p.dst)
 	first := p.sync(t, "--dry-run", p.src, p.dst).ok(t).report(t)
@@ -35,6 +36,7 @@ func TestDryRun(t *testing.T) {
 
 // Every block size, and each way of working, ends with equal copies and ships what changed.
 func TestWaysOfSyncing(t *testing.T) {
+	t.Parallel()
 	for _, flags := range [][]string{
 		{"--verify"}, {"--no-compress"}, {"--trust-index"}, {"--block-size", "4K"}, {"--block-size", "1M"},
 		{"--verify", "--trust-index", "--block-size", "16K"},
@@ -67,6 +69,7 @@ func TestWaysOfSyncing(t *testing.T) {
 
 // --trust-index skips without reading, and is not fooled where somebody wrote to the target.
 func TestTrustIndexIsNotFooled(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 8*mib)
 	p.completes(t)
 	put(t, p.dst, 2*mib, []byte("somebody was here"))
@@ -78,6 +81,7 @@ func TestTrustIndexIsNotFooled(t *testing.T) {
 }
 
 func TestStatusAndInspect(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 8*mib)
 	s := serve(t, p.state, "v="+p.dst, "w="+p.src)
 	st := s.status()
@@ -100,6 +104,7 @@ func TestStatusAndInspect(t *testing.T) {
 
 // Without a primary there is nobody who could compare and repair.
 func TestVerifyAndRepairTakeAPrimary(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	s := serve(t, p.state, "v="+p.dst)
 	for _, command := range []string{"verify", "repair"} {
@@ -129,6 +134,7 @@ func TestQuickstart(t *testing.T) {
 }
 
 func TestQuickstartWithoutRoot(t *testing.T) {
+	t.Parallel()
 	home := filepath.Join(folder(t), "home")
 	line := append(nobody(t, home), "quickstart", "--size", "64M")
 	env := []string{"HOME=" + home, "XDG_STATE_HOME=" + filepath.Join(home, "state"), "TMPDIR=" + home}
@@ -139,6 +145,7 @@ func TestQuickstartWithoutRoot(t *testing.T) {
 }
 
 func TestBashCompletion(t *testing.T) {
+	t.Parallel()
 	need(t, "bash")
 	script := `source <("$1" completion bash)
 complete -p blkmirror >/dev/null || exit 9
@@ -153,6 +160,7 @@ try blkmirror completion b`
 }
 
 func TestVersionAndHelp(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{{"version"}, {"--version"}, {"help"}, {"--help"}, {"sync", "--help"}, {"help", "serve"}, {"verify", "--help"}, {"help", "repair"}} {
 		if r := mustRun(t, args...); r.stdout == "" || r.stderr != "" {
 			t.Errorf("%q: stdout %q, stderr %q", args, r.stdout, r.stderr)

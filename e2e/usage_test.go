@@ -7,6 +7,7 @@ import (
 )
 
 func TestUsage(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	remote := "blk://127.0.0.1:1/v"
 	for name, args := range map[string][]string{
@@ -45,6 +46,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestBadConfigFile(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	file := filepath.Join(p.dir, "conf.toml")
 	for name, text := range map[string]string{"no TOML": "state = [", "unknown word": "insecure = true\nspeed = 5\n[volume.v]\npath = \"x\"\n",
@@ -65,6 +67,7 @@ func TestBadConfigFile(t *testing.T) {
 
 // A config file says the same as the flags.
 func TestConfigFile(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, 3*mib)
 	file := filepath.Join(p.dir, "conf.toml")
 	write(t, file, []byte("insecure = true\nlisten = \"127.0.0.1:0\"\nstate = \""+p.state+"\"\n[volume.v]\npath = \""+p.dst+"\"\n"))
@@ -76,6 +79,7 @@ func TestConfigFile(t *testing.T) {
 }
 
 func TestTwoDaemonsOnOneState(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	s := serve(t, p.state, "v="+p.dst)
 	blkmirror(t, "serve", "--insecure", "--state", p.state, "--listen", "127.0.0.1:0", "--volume", "w="+p.src).fails(t, 7, p.state)
@@ -84,6 +88,7 @@ func TestTwoDaemonsOnOneState(t *testing.T) {
 }
 
 func TestNoDaemon(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, mib)
 	blkmirror(t, "status", "--control", filepath.Join(p.dir, "none.sock")).fails(t, 3, "none.sock")
 	for _, command := range []string{"verify", "repair"} {
