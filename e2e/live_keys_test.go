@@ -132,7 +132,9 @@ func TestKeysRotate(t *testing.T) {
 	for _, n := range []*node{p.primary, p.mirror} {
 		next[n], _, _ = strings.Cut(keys(t, n.state, "rotate", "--in", "1s").ok(t).stdout, "\n")
 	}
-	until(t, "both switches", func() bool { return idOf(t, p.primary.state) == next[p.primary] && idOf(t, p.mirror.state) == next[p.mirror] })
+	until(t, "both switches", func() bool {
+		return idOf(t, p.primary.state) == next[p.primary] && idOf(t, p.mirror.state) == next[p.mirror]
+	})
 	p.mirrorUp()
 	s.settled()
 	until(t, "the mirror knows the new key", func() bool {

@@ -50,7 +50,7 @@ func TestEnds(t *testing.T) {
 	rolling := newNode(t, clock, func(o *Options) { o.Lifetime = 60 * days })
 	want(rolling, "key 60")
 	clock.pass(41*days - certain)
-	rolling.sure() // the next one is made
+	rolling.sure()          // the next one is made
 	want(rolling, "key 20") // peers have a third of the lifetime to learn of it
 	clock.pass(20 * days)   // nobody ticks: it is current all the same
 	want(rolling, "key 60")
