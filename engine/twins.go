@@ -17,16 +17,17 @@ import (
 // claims is what a peer says of itself.
 type claims struct {
 	node        wire.Hash // of its state directory; zero: a command, which runs beside the daemon
-	incarnation uint64    // of the process of a primary, which only that knows
+	incarnation uint64    // of a primary: one for each volume of each process, which only that knows
 	attached    bool      // incarnation was told
 }
 
-// differ tells whether that cannot be one process.
-func (c claims) differ(o claims) bool {
-	if c.node == (wire.Hash{}) || o.node == (wire.Hash{}) {
+// otherProcess tells whether the two cannot be with one process.
+func (p *pass) otherProcess(o *pass) bool {
+	a, b := &p.claims, &o.claims
+	if a.node == (wire.Hash{}) || b.node == (wire.Hash{}) {
 		return false
 	}
-	return c.node != o.node || c.attached && o.attached && c.incarnation != o.incarnation
+	return a.node != b.node || p.volume == o.volume && a.attached && b.attached && a.incarnation != b.incarnation
 }
 
 // attached notes what a primary has said of its process.
@@ -52,11 +53,11 @@ const twinsFor = 24 * time.Hour // an alarm stays in the status, and is not logg
 func (g *gate) separateLocked(now time.Time) {
 	for p := range g.standing {
 		for former := range g.standing {
-			if former.peer.Name != p.peer.Name || !former.since.Before(p.since) || !former.claims.differ(p.claims) || p.refused || former.refused {
+			if former.peer.Name != p.peer.Name || !former.since.Before(p.since) || !former.otherProcess(p) || p.refused || former.refused {
 				continue
 			}
 			if !former.conn.AnsweredSince(p.since) {
-				former.conn.Probe() // it is looked at again in a second
+				former.conn.Ask() // it is looked at again in a second
 				continue
 			}
 			p.refused = true

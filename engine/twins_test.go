@@ -76,7 +76,7 @@ func TestTwinsLive(t *testing.T) {
 	var log []string
 	g := newGate(own, dir, func(text string) { log = append(log, text) })
 	who := identity.Peer{Name: "west", Key: peer.ID()}
-	enter := func(node byte, incarnation uint64) (p *pass, out func() bool, there *wire.Conn) {
+	enter := func(volume string, node byte, incarnation uint64) (p *pass, out func() bool, there *wire.Conn) {
 		x, y := wire.Pipe()
 		there = wire.NewConn(y, wire.ConnOptions{})
 		conn := wire.NewConn(x, wire.ConnOptions{})
@@ -88,7 +88,7 @@ func TestTwinsLive(t *testing.T) {
 		go reads(conn)
 		ctx, p := g.pass(t.Context(), conn, who, "192.0.2.1:1")
 		t.Cleanup(p.leave)
-		if err := p.enter("v", identity.AsPrimary, wire.Hash{node}); err != nil {
+		if err := p.enter(volume, identity.AsPrimary, wire.Hash{node}); err != nil {
 			t.Fatal(err)
 		}
 		if incarnation != 0 {
@@ -96,16 +96,17 @@ func TestTwinsLive(t *testing.T) {
 		}
 		return p, func() bool { return ctx.Err() != nil }, there
 	}
-	first, firstOut, there := enter(1, 1)
+	first, firstOut, there := enter("v", 1, 1)
 	others := map[string]func() bool{}
 	for name, c := range map[string]struct {
+		volume      string
 		node        byte
 		incarnation uint64
-	}{"the same process": {1, 1}, "not attached yet": {1, 0}, "a command": {0, 0}} {
-		_, others[name], _ = enter(c.node, c.incarnation)
+	}{"the same process": {"v", 1, 1}, "another volume of it": {"w", 1, 7}, "not attached yet": {"v", 1, 0}, "a command": {"v", 0, 0}} {
+		_, others[name], _ = enter(c.volume, c.node, c.incarnation)
 	}
-	_, cloneOut, _ := enter(1, 2)
-	_, copyOut, _ := enter(2, 0)
+	_, cloneOut, _ := enter("v", 1, 2)
+	_, copyOut, _ := enter("w", 2, 0)
 	for range 3 {
 		g.sweep() // first is asked, and nobody reads over there
 	}

@@ -62,8 +62,8 @@ func (c *Conn) owePong(m *Ping) {
 	c.wakeControl()
 }
 
-// Probe has the peer asked now whether it lives, whatever else moves.
-func (c *Conn) Probe() {
+// Ask has the peer asked now whether it lives, whatever else moves.
+func (c *Conn) Ask() {
 	c.live.pingDue.Store(true)
 	c.wakeControl()
 }
