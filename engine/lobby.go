@@ -34,14 +34,14 @@ type guest struct {
 	putOut   bool // to make room for another
 }
 
-// lobby holds the handshakes that are under way. Where strangers have taken all places there are, the next one still gets
-// in, for one that has proven nothing so far: who merely holds places keeps nobody out.
+// lobby holds the handshakes that are under way. Where all places are taken, those of strangers or those of an address, the next one
+// still gets in, for one that has proven nothing so far: who merely holds places keeps nobody out.
 type lobby struct {
 	mu      sync.Mutex
-	count   int      // strangers, without those that were put out
-	leaving int      // those: their goroutines have not ended yet
-	silent  []*guest // strangers who have not proven who they are, oldest first
-	from    map[netip.Addr]int
+	count   int                // strangers
+	from    map[netip.Addr]int // all, by their address
+	silent  []*guest           // who have not proven who they are, oldest first
+	leaving int                // who were put out, and whose goroutines have not ended yet; in no other number
 	proven  map[netip.Addr]bool
 }
 
@@ -51,63 +51,69 @@ func (d *lobby) enter(nc net.Conn) (*guest, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	g.stranger = !d.proven[g.from]
-	if d.from[g.from] >= maxHandshakesOne || g.stranger && d.count >= maxHandshakes && !d.makeRoomLocked() {
+	if d.from[g.from] >= maxHandshakesOne && !d.makeRoomLocked(func(o *guest) bool { return o.from == g.from }) {
+		return nil, false
+	}
+	if g.stranger && d.count >= maxHandshakes && !d.makeRoomLocked(func(o *guest) bool { return o.stranger }) {
 		return nil, false
 	}
 	if d.from == nil {
 		d.from = map[netip.Addr]int{}
 	}
-	if d.from[g.from]++; g.stranger {
+	d.from[g.from]++
+	d.silent = append(d.silent, g)
+	if g.stranger {
 		d.count++
-		d.silent = append(d.silent, g)
 	}
 	return g, true
 }
 
-// makeRoomLocked puts out the oldest of the address that has most of the places: where one who is trusted comes from an
-// address of his own, it is not he, however fast the others come.
-func (d *lobby) makeRoomLocked() bool {
-	if len(d.silent) == 0 || d.leaving >= maxHandshakes {
-		return false
-	}
+// makeRoomLocked puts out one of those that may go: the oldest of the address that has most places. Where one who is trusted
+// comes from an address of his own, it is not he, however fast the others come.
+func (d *lobby) makeRoomLocked(may func(*guest) bool) bool {
 	has := map[netip.Addr]int{}
 	for _, g := range d.silent {
-		has[g.from]++
+		if may(g) {
+			has[g.from]++
+		}
 	}
-	out := d.silent[0]
+	var out *guest
 	for _, g := range d.silent {
-		if has[g.from] > has[out.from] {
+		if may(g) && (out == nil || has[g.from] > has[out.from]) {
 			out = g
 		}
 	}
-	out.putOut = true
-	out.nc.Close() // its goroutine learns of it, and leaves
+	if out == nil || d.leaving >= maxHandshakes {
+		return false
+	}
 	d.forgetLocked(out)
-	d.count--
+	out.putOut = true
 	d.leaving++
+	out.nc.Close() // its goroutine learns of it, and leaves
 	return true
+}
+
+// forgetLocked takes a guest out of all numbers.
+func (d *lobby) forgetLocked(g *guest) {
+	d.silent = slices.DeleteFunc(d.silent, func(other *guest) bool { return g == other })
+	if g.stranger {
+		d.count--
+	}
+	if d.from[g.from]--; d.from[g.from] == 0 {
+		delete(d.from, g.from)
+	}
 }
 
 // leave ends a handshake. putOut: it had to.
 func (d *lobby) leave(g *guest) (putOut bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case g.putOut:
+	if g.putOut {
 		d.leaving--
-	case g.stranger:
-		d.count--
+	} else {
 		d.forgetLocked(g)
 	}
-	if d.from[g.from]--; d.from[g.from] == 0 {
-		delete(d.from, g.from)
-	}
 	return g.putOut
-}
-
-// forgetLocked takes a guest out of those that can be put out.
-func (d *lobby) forgetLocked(g *guest) {
-	d.silent = slices.DeleteFunc(d.silent, func(other *guest) bool { return g == other })
 }
 
 // prove notes that the guest is a trusted peer, who keeps his place, and that such a one came from his address. false: he
@@ -118,7 +124,7 @@ func (d *lobby) prove(g *guest) bool {
 	if g.putOut {
 		return false
 	}
-	d.forgetLocked(g)
+	d.silent = slices.DeleteFunc(d.silent, func(other *guest) bool { return g == other })
 	if d.proven == nil {
 		d.proven = map[netip.Addr]bool{}
 	}
@@ -243,7 +249,7 @@ func (s *server) secure(ctx context.Context, g *guest) {
 }
 
 // errPutOut is not told to whoever it was, who had said nothing that would make him a peer.
-var errPutOut = fmt.Errorf("%d are under way, and this one, which had proven nothing yet, made room for another", maxHandshakes)
+var errPutOut = fmt.Errorf("it had proven nothing yet, and made room for another, as %d were under way, or %d of its address", maxHandshakes, maxHandshakesOne)
 
 // noHandshake logs that nothing came of a connection.
 func (s *server) noHandshake(ctx context.Context, nc net.Conn, err error) {

@@ -27,8 +27,8 @@ func (f from) RemoteAddr() net.Addr {
 
 func (f from) Close() error { return nil }
 
-// TestLobby: strangers hold what there is for them; who proved himself comes in all the same, and no more often than
-// one address may.
+// TestLobby: strangers hold what there is for them and no more; who proved himself comes in all the same, and holds no more than one
+// address may.
 func TestLobby(t *testing.T) {
 	var d lobby
 	var in []*guest
@@ -48,16 +48,24 @@ func TestLobby(t *testing.T) {
 	for i := range 10 * maxHandshakes {
 		enter(fmt.Sprintf("192.0.2.%d:%d", i%10, 1000+i))
 	}
-	if d.count != maxHandshakes || len(d.silent) != maxHandshakes || len(in) > 2*maxHandshakes {
+	if d.count != maxHandshakes || len(d.silent) != maxHandshakes || len(in) != 2*maxHandshakes || d.leaving != maxHandshakes {
 		t.Errorf("%d handshakes of strangers, %d of them silent; %d in all", d.count, len(d.silent), len(in))
 	}
-	for i := range maxHandshakesOne + 1 {
-		if (enter("192.0.2.200:2") != nil) != (i < maxHandshakesOne) {
+	for i := range 2 * maxHandshakesOne {
+		if enter("192.0.2.200:2") == nil || d.from[origin(from{addr: "192.0.2.200:3"})] != min(i+1, maxHandshakesOne) || d.count != maxHandshakes {
 			t.Errorf("number %d of one who proved himself", i+1)
+		}
+		for _, g := range in {
+			if g.putOut && g.nc != nil {
+				d.leave(g)
+				g.nc = nil
+			}
 		}
 	}
 	for _, g := range in {
-		d.leave(g)
+		if g.nc != nil {
+			d.leave(g)
+		}
 	}
 	if d.count != 0 || d.leaving != 0 || len(d.silent) != 0 || len(d.from) != 0 {
 		t.Errorf("left over: %d, %d, %v, %v", d.count, d.leaving, d.silent, d.from)
@@ -163,5 +171,18 @@ func TestKeysLockout(t *testing.T) {
 		if _, err := dialAs(t, peer, addr, &wire.Hello{Role: wire.RoleProbe}); err != nil {
 			t.Errorf("time %d: %v", i, err)
 		}
+	}
+	stop()
+	all.Wait()
+	// Nor do those who share his address, as behind a proxy.
+	for range 2 * maxHandshakesOne {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+	}
+	if _, err := dialAs(t, peer, addr, &wire.Hello{Role: wire.RoleProbe}); err != nil {
+		t.Errorf("behind a crowd at its own address: %v", err)
 	}
 }
