@@ -150,11 +150,12 @@ func TestForeignWritesAfterKill(t *testing.T) {
 			}
 			s = serve(t, state, "v="+dst)
 			p.backend.Store(s.addr)
-			rep := syncJSON(t, "--insecure", src, p.url("v"))
+			r := mustRun(t, "sync", "--json", "--insecure", src, p.url("v"))
+			rep := r.report(t)
 			equal(t, src, dst)
-			t.Logf("confirmed %d; next run: resumed %d, skipped %d, shipped %d", confirmed, rep.Resumed, rep.Skipped, rep.Shipped)
+			t.Logf("confirmed %d; next run: %+v", confirmed, rep)
 			if (rep.Resumed > 0) == c.lastBlock {
-				t.Errorf("resumed %d", rep.Resumed)
+				t.Errorf("resumed %d: %s\nserver: %s", rep.Resumed, r.stderr, s.err.String())
 			}
 		})
 	}
