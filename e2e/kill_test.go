@@ -38,7 +38,13 @@ func TestKillEitherSide(t *testing.T) {
 	inTheMiddle, resumed := 0, 0
 	for i := range n {
 		before := p.shipped.Load()
-		time.Sleep(time.Duration(rng.Int64N(int64(2800 * time.Millisecond)))) // the random moment
+		// The random moment: of the clock, which may be before anything moves, or of the copy.
+		if i%3 == 0 {
+			time.Sleep(time.Duration(rng.Int64N(int64(2800 * time.Millisecond))))
+		} else {
+			enough := before + 1 + rng.Int64N(20*mib)
+			until(t, "the copy to go on", func() bool { return p.shipped.Load() >= enough || c.ended() })
+		}
 		if moved := p.shipped.Load(); moved > before && moved < size {
 			inTheMiddle++
 		}
