@@ -91,9 +91,20 @@ func (m *mirror) readDoor() string {
 	return r.Address
 }
 
-// routineKnock knocks at the primary of a mirror that was started, with growing pauses, until it came or enough
-// was tried: it dials by itself too.
+// routineKnock has the primary of a mirror know that it should dial: at the start, and whenever trust is not what it was,
+// since that may be what was missing.
 func (s *server) routineKnock(ctx context.Context, v *volume) {
+	for ctx.Err() == nil {
+		s.knockFor(ctx, v)
+		select {
+		case <-ctx.Done():
+		case <-v.anew:
+		}
+	}
+}
+
+// knockFor knocks, with growing pauses, until the primary came or enough was tried: it dials by itself too.
+func (s *server) knockFor(ctx context.Context, v *volume) {
 	m, ok := v.getLive().(*mirror)
 	if !ok {
 		return
@@ -119,12 +130,28 @@ func (s *server) routineKnock(ctx context.Context, v *volume) {
 	}
 }
 
-// missesPrimary tells whether no primary came since the start, and whose mirror this is.
+// tryAnew has everybody who waits for another try have it now.
+func (s *server) tryAnew() {
+	for _, name := range s.names {
+		v := s.volumes[name]
+		if p, ok := v.getLive().(*primary); ok {
+			for _, m := range p.shippers() {
+				m.redialUnlessConnected()
+			}
+		}
+		select {
+		case v.anew <- struct{}{}:
+		default: // a token is there
+		}
+	}
+}
+
+// missesPrimary tells whether no primary is here, and whose mirror this is.
 func (m *mirror) missesPrimary() (id [16]byte, missing bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := &m.view.facts
-	return f.UUID, m.view.held && m.view.sessions == 0 && !f.Paused && f.UUID != [16]byte{}
+	return f.UUID, m.view.held && m.view.session == nil && !f.Paused && f.UUID != [16]byte{}
 }
 
 // knockAt knocks once.

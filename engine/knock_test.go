@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,5 +149,39 @@ func TestHear(t *testing.T) {
 	s.hear()
 	if !token(s) || ctx.Err() != nil {
 		t.Errorf("an attempt that has just begun: %v", context.Cause(ctx))
+	}
+}
+
+// When trust is not what it was, a mirror that misses its primary knocks, and a primary dials the mirrors that it misses.
+func TestTrustIsTriedAtOnce(t *testing.T) {
+	p := newSecurePair(t)
+	p.settle()
+	m := p.mirrors[0]
+	eventually(t, "the mirror keeps the address of its primary", func() bool {
+		_, err := os.Stat(filepath.Join(m.state, "volumes", "v", doorFile))
+		return err == nil
+	})
+	p.primary.stop()
+	l, err := net.Listen("tcp", p.primary.listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute))
+	trusts(t, m.id, "north", newIdentity(t, t.TempDir()))
+	nc, err := l.Accept() // whoever comes is the mirror: nobody else has that address
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+
+	away, here := &shipper{redial: make(chan struct{}, 1)}, &shipper{redial: make(chan struct{}, 1), session: &shipSession{}}
+	q := &primary{}
+	q.mirrors.list = []*shipper{away, here}
+	s := &server{names: []string{"v"}, volumes: map[string]*volume{"v": {live: q, anew: make(chan struct{}, 1)}}}
+	s.tryAnew()
+	s.tryAnew() // waits for nobody
+	if len(away.redial) != 1 || len(here.redial) != 0 {
+		t.Errorf("%d tries of a mirror that is away, %d of one that is here", len(away.redial), len(here.redial))
 	}
 }

@@ -257,7 +257,9 @@ func (s *server) routineTrust(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		s.Identity.Tick()
+		if s.Identity.Tick() {
+			s.tryAnew()
+		}
 		s.gate.sweep() // not only when something was changed: grants end by themselves
 	}
 }
@@ -445,7 +447,7 @@ func (s *server) asSource(ctx context.Context, conn *wire.Conn, hello *wire.Hell
 // openVolumes looks at every volume once. One that cannot be opened is told, and does not stop the others.
 func (s *server) openVolumes(ctx context.Context) {
 	for name, config := range s.Volumes {
-		s.volumes[name] = &volume{name: name, path: config.Path, config: config}
+		s.volumes[name] = &volume{name: name, path: config.Path, config: config, anew: make(chan struct{}, 1)}
 		s.names = append(s.names, name)
 	}
 	slices.Sort(s.names)

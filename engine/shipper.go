@@ -231,6 +231,17 @@ func (s *shipper) redialNow() {
 	}
 }
 
+// redialUnlessConnected is redialNow where no session goes on. One that is coming about may still fail for what has changed
+// meanwhile, so the token is left for it.
+func (s *shipper) redialUnlessConnected() {
+	s.mu.Lock()
+	connected := s.session != nil
+	s.mu.Unlock()
+	if !connected {
+		s.redialNow()
+	}
+}
+
 var errRedial = errors.New("another attempt is made")
 
 // attempt is a connection that is coming about.

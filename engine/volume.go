@@ -17,6 +17,7 @@ type volume struct {
 	name, path string
 	config     VolumeConfig
 	inquiry    inquiry
+	anew       chan struct{} // one token: trust is not what it was
 
 	mu       sync.Mutex
 	sessions []*liveSession
