@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/blkmirror/blkmirror/wire"
 )
@@ -183,6 +184,43 @@ func hostileTarget(t *testing.T, script func(c *wire.Conn, open *wire.Open)) (ad
 		}
 	})
 	return l.Addr().String()
+}
+
+// A target that leaves as soon as it has committed leaves a sync that is done. Between Commit and its answer nothing comes: what
+// arrived behind the answer would be a breach.
+func TestSourceOfAHastyTarget(t *testing.T) {
+	for range 20 {
+		addr := hostileTarget(t, func(c *wire.Conn, o *wire.Open) {
+			c.Send(&wire.Opened{Size: o.Size, Window: windowBytes, MaxOffers: 1})
+			var commit *wire.Commit
+			for {
+				m, err := c.Next()
+				if err != nil {
+					return
+				}
+				switch m := m.(type) {
+				case *wire.Data:
+					c.Send(&wire.Ack{Entries: []wire.AckEntry{{Seq: m.Seq, Offset: m.Offset, Level: wire.LevelWritten, Hash: m.Hash}}})
+				case *wire.Flush:
+					if commit != nil {
+						t.Error("a Flush behind the Commit")
+					}
+					c.Send(&wire.Flushed{Number: m.Number, Position: m.Position})
+				case *wire.Commit:
+					commit = m
+					time.AfterFunc(20*time.Millisecond, func() { // in which twenty Flushes would be due
+						c.Send(&wire.Committed{Records: m.Records, Chain: m.Chain}, &wire.Bye{Code: wire.CodeDone})
+					})
+				case *wire.Bye:
+					return
+				}
+			}
+		})
+		src := image(t, "src", 1*mib, 1)
+		if _, err := newSyncer(t).try(t.Context(), src, "blk://"+addr+"/v", func(o *SyncOptions) { o.Retry, o.flushEvery = 0, time.Millisecond }); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A target that lies about what it has or has written does not get a sync that says it is done.

@@ -44,6 +44,8 @@ type source struct {
 	sending sync.Mutex
 	seq     uint64
 	chain   wire.Chain
+	// committing is set under sending, with a Commit, until that is answered.
+	committing atomic.Bool
 
 	mu      sync.Mutex
 	unacked map[uint64]*record
@@ -134,11 +136,14 @@ func (s *source) work() error {
 	}
 	background.Go(func() error {
 		defer close(ended)
-		return s.copyAndCommit(stop, from)
+		err := s.copyAndCommit(stop, from)
+		s.finished.Store(err == nil) // and stays so: what is committed is, however fast the target leaves
+		return err
 	})
-	err = background.Wait()
-	s.finished.Store(err == nil)
-	return err
+	if err := background.Wait(); !s.finished.Load() {
+		return err
+	}
+	return nil
 }
 
 // resumePoint checks the last block that the target says was confirmed, and returns where to go on. The
@@ -269,6 +274,8 @@ func (s *source) commit(ctx context.Context) ([]blockdev.Extent, error) {
 	if s.options.changed() {
 		m.Flags |= wire.CommitSourceChanged
 	}
+	s.committing.Store(true)
+	defer s.committing.Store(false)
 	err := s.conn.Send(m)
 	s.sending.Unlock()
 	if err != nil {
@@ -335,12 +342,22 @@ func (s *source) routineFlush(ctx context.Context, ended <-chan struct{}) error 
 			if mark <= asked || s.flushed.Load() != s.flushes.Load() {
 				continue
 			}
-			if err := s.flush(mark, last); err != nil {
+			if err := s.flushUnlessCommitting(mark, last); err != nil {
 				return err
 			}
 			asked = mark
 		}
 	}
+}
+
+// flushUnlessCommitting: a Commit makes more durable, and behind Committed nothing may come.
+func (s *source) flushUnlessCommitting(position int64, last wire.Hash) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	if s.committing.Load() {
+		return nil
+	}
+	return s.flush(position, last)
 }
 
 // flush asks the target to make all below position durable, and to remember it.
