@@ -201,8 +201,11 @@ func (s *source) admit(ctx context.Context, cost, bytes int64) error {
 }
 
 // sendRun sends a contiguous run of blocks, as much at a time as the path carries in a moment, when the rate and the
-// window allow it.
+// window allow it. One run goes after the other: did they share a slow path, all would be done at its end, and nothing
+// confirmed before.
 func (s *source) sendRun(ctx context.Context, p *piece, run []*wire.Data) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
 	for len(run) > 0 {
 		n, cost, payload := 0, int64(0), 0
 		for most := runBytes(s.flow); n < len(run) && (n == 0 || int64(payload+len(run[n].Payload)) <= most); n++ {

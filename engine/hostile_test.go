@@ -186,40 +186,62 @@ func hostileTarget(t *testing.T, script func(c *wire.Conn, open *wire.Open)) (ad
 	return l.Addr().String()
 }
 
+// hastyTarget takes everything, commits after a while, and leaves at once. It tells of each record and each Flush.
+func hastyTarget(t *testing.T, while time.Duration, data func(*wire.Data), flush func(committing bool)) (addr string) {
+	return hostileTarget(t, func(c *wire.Conn, o *wire.Open) {
+		c.Send(&wire.Opened{Size: o.Size, Window: windowBytes, MaxOffers: 1})
+		for committing := false; ; {
+			m, err := c.Next()
+			if err != nil {
+				return
+			}
+			switch m := m.(type) {
+			case *wire.Data:
+				data(m)
+				c.Send(&wire.Ack{Entries: []wire.AckEntry{{Seq: m.Seq, Offset: m.Offset, Level: wire.LevelWritten, Hash: m.Hash}}})
+			case *wire.Flush:
+				flush(committing)
+				c.Send(&wire.Flushed{Number: m.Number, Position: m.Position})
+			case *wire.Commit:
+				committing = true
+				time.AfterFunc(while, func() {
+					c.Send(&wire.Committed{Records: m.Records, Chain: m.Chain}, &wire.Bye{Code: wire.CodeDone})
+				})
+			case *wire.Bye:
+				return
+			}
+		}
+	})
+}
+
 // A target that leaves as soon as it has committed leaves a sync that is done. Between Commit and its answer nothing comes: what
 // arrived behind the answer would be a breach.
 func TestSourceOfAHastyTarget(t *testing.T) {
 	for range 20 {
-		addr := hostileTarget(t, func(c *wire.Conn, o *wire.Open) {
-			c.Send(&wire.Opened{Size: o.Size, Window: windowBytes, MaxOffers: 1})
-			var commit *wire.Commit
-			for {
-				m, err := c.Next()
-				if err != nil {
-					return
-				}
-				switch m := m.(type) {
-				case *wire.Data:
-					c.Send(&wire.Ack{Entries: []wire.AckEntry{{Seq: m.Seq, Offset: m.Offset, Level: wire.LevelWritten, Hash: m.Hash}}})
-				case *wire.Flush:
-					if commit != nil {
-						t.Error("a Flush behind the Commit")
-					}
-					c.Send(&wire.Flushed{Number: m.Number, Position: m.Position})
-				case *wire.Commit:
-					commit = m
-					time.AfterFunc(20*time.Millisecond, func() { // in which twenty Flushes would be due
-						c.Send(&wire.Committed{Records: m.Records, Chain: m.Chain}, &wire.Bye{Code: wire.CodeDone})
-					})
-				case *wire.Bye:
-					return
-				}
+		addr := hastyTarget(t, 20*time.Millisecond, func(*wire.Data) {}, func(committing bool) { // in which twenty would be due
+			if committing {
+				t.Error("a Flush behind the Commit")
 			}
 		})
 		src := image(t, "src", 1*mib, 1)
 		if _, err := newSyncer(t).try(t.Context(), src, "blk://"+addr+"/v", func(o *SyncOptions) { o.Retry, o.flushEvery = 0, time.Millisecond }); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// What is read together is sent together, however small the sends are: so there is a confirmed prefix to go on from.
+func TestSourceSendsRunAfterRun(t *testing.T) {
+	var next int64
+	addr := hastyTarget(t, 0, func(d *wire.Data) {
+		if d.Offset != next && next%chunkSize != 0 {
+			t.Errorf("%d follows, %d was next", d.Offset, next)
+		}
+		next = d.Offset + int64(d.RawLength)
+	}, func(bool) {})
+	src := denseImage(t, 8*mib, 1)
+	if _, err := newSyncer(t).try(t.Context(), src, "blk://"+addr+"/v", func(o *SyncOptions) { o.Retry, o.NoCompress, o.RateLimit = 0, true, 6*mib }); err != nil {
+		t.Fatal(err)
 	}
 }
 

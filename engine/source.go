@@ -40,6 +40,8 @@ type source struct {
 	flow   *wire.Flow    // nil: nobody steers, what the window lets through is sent as it comes
 	limit  *rate.Limiter // nil: none
 
+	turn sync.Mutex // of a run; before sending
+
 	// Order: sequence, chain and wire agree because all three advance under sending.
 	sending sync.Mutex
 	seq     uint64
