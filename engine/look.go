@@ -13,8 +13,8 @@ import (
 // volume has a time to answer, and is told as failed where it does not: that its disk hangs is just what a person
 // wants to know then.
 
-// statusPatience is what a volume has to tell its state.
-const statusPatience = 2 * time.Second
+// statusPatience is what a volume has to tell its state: more than an fsync takes on a busy disk, less than a scraper waits.
+const statusPatience = 5 * time.Second
 
 // inquiry is who waits for a volume's state.
 type inquiry struct {
