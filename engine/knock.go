@@ -92,10 +92,10 @@ func (m *mirror) readDoor() string {
 }
 
 // routineKnock has the primary of a mirror know that it should dial: at the start, and whenever trust is not what it was,
-// since that may be what was missing.
+// since that may be what was missing: then once, for a primary that is away for another reason comes by itself.
 func (s *server) routineKnock(ctx context.Context, v *volume) {
-	for ctx.Err() == nil {
-		s.knockFor(ctx, v)
+	for times := knocks; ctx.Err() == nil; times = 1 {
+		s.knockFor(ctx, v, times)
 		select {
 		case <-ctx.Done():
 		case <-v.anew:
@@ -103,15 +103,15 @@ func (s *server) routineKnock(ctx context.Context, v *volume) {
 	}
 }
 
-// knockFor knocks, with growing pauses, until the primary came or enough was tried: it dials by itself too.
-func (s *server) knockFor(ctx context.Context, v *volume) {
+// knockFor knocks so many times, with growing pauses, or until the primary came: it dials by itself too.
+func (s *server) knockFor(ctx context.Context, v *volume, times int) {
 	m, ok := v.getLive().(*mirror)
 	if !ok {
 		return
 	}
 	addr := m.readDoor()
 	pause := backoffFirst
-	for range knocks {
+	for range times {
 		id, wanted := m.missesPrimary()
 		if addr == "" || !wanted {
 			return
