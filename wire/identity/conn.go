@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bufio"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -105,9 +106,10 @@ func (n *Node) noteDeclined(p Peer) {
 const gatherSize = 256 << 10
 
 // gather is the connection below TLS. Between begin and end it gathers what is written, as TLS writes each
-// record of 16 KiB for itself.
+// record of 16 KiB for itself; and it reads as much at once.
 type gather struct {
 	net.Conn
+	in *bufio.Reader // nil while hands are shaken: a stranger gets no memory for it; of the reader
 
 	mu        sync.Mutex
 	shaking   bool // hands, over TCP
@@ -119,11 +121,20 @@ type gather struct {
 // would be one, and that vanishes, the small one that arrives tells a black hole from silence (wire/blackhole.go).
 const lastBytes = 64
 
-// shook ends that.
+// shook ends that, before anybody else reads.
 func (g *gather) shook() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.shaking = false
+	g.in = bufio.NewReaderSize(g.Conn, gatherSize)
+}
+
+// Read takes from the kernel what many records of TLS are in, of which each reads for itself as well.
+func (g *gather) Read(p []byte) (int, error) {
+	if g.in != nil {
+		return g.in.Read(p)
+	}
+	return g.Conn.Read(p)
 }
 
 func (g *gather) NetConn() net.Conn { return g.Conn }
