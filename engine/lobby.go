@@ -18,7 +18,8 @@ import (
 // takes no session's place, and no memory to speak of.
 const (
 	maxHandshakes    = 64
-	maxHandshakesOne = 16 // of one address
+	maxHandshakesOne = 16                // of one address
+	maxLeaving       = 4 * maxHandshakes // that were put out, and have not ended yet: on a busy node that takes a moment
 	strangersEvery   = time.Second
 )
 
@@ -83,7 +84,7 @@ func (d *lobby) makeRoomLocked(may func(*guest) bool) bool {
 			out = g
 		}
 	}
-	if out == nil || d.leaving >= maxHandshakes {
+	if out == nil || d.leaving >= maxLeaving {
 		return false
 	}
 	d.forgetLocked(out)

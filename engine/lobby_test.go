@@ -48,7 +48,7 @@ func TestLobby(t *testing.T) {
 	for i := range 10 * maxHandshakes {
 		enter(fmt.Sprintf("192.0.2.%d:%d", i%10, 1000+i))
 	}
-	if d.count != maxHandshakes || len(d.silent) != maxHandshakes || len(in) != 2*maxHandshakes || d.leaving != maxHandshakes {
+	if d.count != maxHandshakes || len(d.silent) != maxHandshakes || len(in) != maxHandshakes+maxLeaving || d.leaving != maxLeaving {
 		t.Errorf("%d handshakes of strangers, %d of them silent; %d in all", d.count, len(d.silent), len(in))
 	}
 	for i := range 2 * maxHandshakesOne {
@@ -125,10 +125,10 @@ func TestLobbyMakesRoom(t *testing.T) {
 		}
 	}
 	// Those that were put out and do not go are not without number either.
-	for i := range 3 * maxHandshakes {
-		d.enter(from{addr: fmt.Sprintf("100.64.%d.1:1", i)})
+	for i := range maxLeaving + 2*maxHandshakes {
+		d.enter(from{addr: fmt.Sprintf("100.%d.%d.1:1", 64+i/256, i%256)})
 	}
-	if d.leaving > maxHandshakes || len(d.silent) > maxHandshakes {
+	if d.leaving != maxLeaving || len(d.silent) > maxHandshakes {
 		t.Errorf("%d are to leave, %d are silent", d.leaving, len(d.silent))
 	}
 }
@@ -168,7 +168,13 @@ func TestKeysLockout(t *testing.T) {
 		<-in
 	}
 	for i := range 5 {
-		if _, err := dialAs(t, peer, addr, &wire.Hello{Role: wire.RoleProbe}); err != nil {
+		var err error
+		for range 5 { // as a primary does: so many strangers may be leaving that for a moment nobody gets in
+			if _, err = dialAs(t, peer, addr, &wire.Hello{Role: wire.RoleProbe}); err == nil {
+				break
+			}
+		}
+		if err != nil {
 			t.Errorf("time %d: %v", i, err)
 		}
 	}
